@@ -1,0 +1,101 @@
+# The one list of commands; CI calls the same. `make help` prints it.
+#
+# Two environments, because the checkout's fibers/ would shadow an installed one:
+#   .venv              the checkout itself, compiled in place (an editable install): what you edit is what runs.
+#                      `python -m benchmarks`, the examples, ruff and mypy use it.
+#   build/test-<name>  what a user gets: fibers installed from the sdist, never the checkout. Tests run from
+#                      build/run, so that neither pytest nor a child it starts finds the checkout's fibers/ in its
+#                      working directory.
+# Stamp files keep a second call fast; `make clean` removes everything that make made.
+
+PYTHON ?= python3
+VENV := .venv
+TEST_ENV ?= build/test-$(subst /,_,$(PYTHON))
+TESTS ?= tests
+BENCH ?= all
+ARGS ?=
+# Drivers that must be there: a test which needs one of these fails where it would be skipped.
+export FIBERS_REQUIRE ?= uring
+
+C_SOURCES := setup.py pyproject.toml MANIFEST.in fibers/driver/build.py $(wildcard fibers/driver/*.[ch])
+SDIST_SOURCES := $(C_SOURCES) README.md $(shell find fibers -name '*.py' -o -name '*.pyi' -o -name py.typed)
+SDIST := build/sdist.stamp
+PIP := -m pip --disable-pip-version-check -q
+
+# Run pytest of the test environment in an empty directory; paths in TESTS are the checkout's.
+PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TEST_ENV))/bin/pytest \
+	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
+
+.PHONY: help demo test lint types bench build soak sanitize develop packages clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/develop.stamp  ## set up, then serve thousands of connections for a few seconds and shut down as a tree
+	$(VENV)/bin/python examples/demo.py
+
+test: $(TEST_ENV)/installed.stamp  ## set up, build the sdist, install it, run the tests against it (TESTS=..., ARGS=..., PYTHON=...)
+	$(PYTEST) $(abspath $(TESTS)) $(ARGS)
+
+lint: $(VENV)/lint.stamp  ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/lint.stamp  ## mypy --strict
+	$(VENV)/bin/mypy --strict fibers benchmarks examples
+
+bench: $(VENV)/bench.stamp  ## every benchmark beside its peers; one of them: BENCH=echo ARGS='--json'
+	$(VENV)/bin/python -m benchmarks $(BENCH) $(ARGS)
+
+build: $(SDIST)  ## the sdist and a wheel of it, in dist/
+	$(TEST_ENV)/bin/python $(PIP) wheel --no-deps -w dist dist/fibers_io-*.tar.gz
+	@ls -l dist
+
+soak: $(TEST_ENV)/installed.stamp  ## the race loops at full length (minutes)
+	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=1200 $(wildcard $(CURDIR)/tests/test_races.py $(CURDIR)/tests/test_soak.py) $(ARGS)
+
+sanitize: $(VENV)/lint.stamp  ## the driver's contract tests under ASan and UBSan
+	PYTHON=$(CURDIR)/$(VENV)/bin/python bash tests/driver/sanitize.sh
+
+develop: $(VENV)/lint.stamp  ## .venv with the checkout compiled in place, and the tools of tests and lint
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find fibers -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
+packages:
+	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace)
+
+# The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
+$(VENV)/develop.stamp: $(C_SOURCES) | packages
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) install 'setuptools>=77' 'cffi>=1.17' 'greenlet>=3.1'
+	$(VENV)/bin/python $(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/lint.stamp: pyproject.toml | $(VENV)/develop.stamp
+	$(VENV)/bin/python $(PIP) install --no-build-isolation --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/bench.stamp: pyproject.toml | $(VENV)/develop.stamp
+	$(VENV)/bin/python $(PIP) install --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+# What a user gets. The build is isolated, so a missing build requirement or a file missing in the sdist shows.
+$(TEST_ENV)/tools.stamp: | packages
+	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/python $(PIP) install build
+	@touch $@
+
+$(SDIST): $(SDIST_SOURCES) | $(TEST_ENV)/tools.stamp
+	rm -rf dist
+	$(TEST_ENV)/bin/python -m build --sdist . > build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
+	@touch $@
+
+$(TEST_ENV)/installed.stamp: $(SDIST) $(TEST_ENV)/tools.stamp
+	$(TEST_ENV)/bin/python $(PIP) uninstall -qq -y fibers-io
+	$(TEST_ENV)/bin/python $(PIP) install "$$(ls dist/fibers_io-*.tar.gz)[test]"
+	@touch $@

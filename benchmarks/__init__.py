@@ -1,0 +1,1 @@
+"""Benchmarks of fibers beside its peers: `python -m benchmarks --help` (see README.md)."""

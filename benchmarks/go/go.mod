@@ -1,0 +1,3 @@
+module fibers/benchmarks/echo
+
+go 1.21

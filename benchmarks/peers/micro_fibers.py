@@ -1,0 +1,132 @@
+"""Micro-benchmarks of fibers."""
+
+from __future__ import annotations
+
+import time
+
+import fibers
+from benchmarks import sample
+from fibers import net
+
+MESSAGE = b"x" * 64
+
+
+def nothing() -> None:
+    """Be the spawned function."""
+
+
+def spawn(count: int) -> float:
+    """Spawn a fiber and join it."""
+
+    def main() -> float:
+        fibers.spawn(nothing).join()
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            fibers.spawn(nothing).join()
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def switch(count: int) -> float:
+    """Pass a checkpoint while another fiber is ready."""
+
+    def loop() -> None:
+        for _ in range(count // 2):
+            fibers.checkpoint()
+
+    def main() -> float:
+        watch = sample.Stopwatch()
+        fibers.gather(loop, loop)
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def roundtrip(count: int) -> float:
+    """Send 64 bytes to another fiber over a socket pair and receive them back."""
+
+    def main() -> float:
+        near, far = net.socketpair()
+
+        def echo() -> None:
+            while data := far.recv(64):
+                far.sendall(data)
+
+        with near, far, fibers.scope() as scope:
+            scope.spawn(echo)
+            watch = sample.Stopwatch()
+            for _ in range(count):
+                near.sendall(MESSAGE)
+                near.recv(64)
+            elapsed = watch.microseconds(count)
+            near.close()
+        return elapsed
+
+    return fibers.run(main)
+
+
+def memory(count: int) -> float:
+    """Resident bytes of a fiber parked in sleep."""
+    parked = 0
+
+    def park() -> None:
+        nonlocal parked
+        parked += 1
+        fibers.sleep(3600)
+
+    def main() -> float:
+        before = sample.resident()
+        with fibers.scope() as scope:
+            for _ in range(count):
+                scope.spawn(park)
+            while parked < count:
+                fibers.checkpoint()
+            used = sample.resident() - before
+            scope.cancel()
+        return used / count
+
+    return fibers.run(main)
+
+
+def timeout(count: int) -> float:
+    """Enter and leave a timeout that does not fire."""
+
+    def main() -> float:
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            with fibers.timeout(10):
+                pass
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def sleep(count: int) -> float:
+    """CPU time of one sleep among many."""
+
+    def nap(number: int) -> None:
+        for seconds in sample.naps(number):
+            fibers.sleep(seconds)
+
+    def main() -> float:
+        watch = sample.Stopwatch(time.process_time)
+        with fibers.scope() as scope:
+            for number in range(count):
+                scope.spawn(nap, number)
+        return watch.microseconds(count * sample.NAPS)
+
+    return fibers.run(main)
+
+
+if __name__ == "__main__":
+    sample.main(
+        {
+            "spawn": spawn,
+            "switch": switch,
+            "roundtrip": roundtrip,
+            "memory": memory,
+            "timeout": timeout,
+            "sleep": sleep,
+        }
+    )

@@ -1,0 +1,167 @@
+"""Build the compiled module `fibers.driver.binding`: the cffi face, declared by hand, and the native face inside it.
+
+Run by setuptools through setup.py. Environment: FIBERS_NO_LIBURING=1 builds without the io_uring driver;
+FIBERS_CFLAGS and FIBERS_LDFLAGS are appended (the sanitizer build uses them); CPATH names a foreign greenlet.h.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ["core.c", "uring.c", "native.c", "objects.c", "stream.c"]
+HEADERS = ["core.h", "native.h"]
+
+CDEF = """
+enum fb_code { FB_NOP, FB_ACCEPT, FB_CONNECT, FB_RECV, FB_RECV_INTO, FB_RECVMSG, FB_SEND, FB_SENDALL, FB_SENDMSG,
+               FB_POLL, FB_SHUTDOWN, FB_CLOSE, FB_READ, FB_WRITE, FB_FSYNC, FB_OPENAT, FB_CODES };
+enum fb_state { FB_IDLE, FB_WAITING, FB_FLYING, FB_DONE };
+#define FB_FORBID_INC ...
+
+struct fb_op {
+    uint8_t code, state, why, cancelling;
+    int32_t fd, res;
+    uint32_t flags;
+    void *data, *extra;
+    uint64_t len;
+    int64_t off;
+    int32_t buffer;
+    void *owner;
+    ...;
+};
+struct fb_counters { uint64_t submits, completions, cancels, enters, waits, wakes, starved; };
+struct fb_verbs { const char *name; ...; };
+struct fb_driver {
+    const struct fb_verbs *verbs;
+    uint32_t flying;
+    int wake_fd;
+    int woken;
+    struct fb_counters count;
+    ...;
+};
+void fb_op_prepare(struct fb_op *, int, int);
+void fb_submit(struct fb_driver *, struct fb_op *);
+void fb_cancel(struct fb_driver *, struct fb_op *);
+int fb_poll(struct fb_driver *, int64_t);
+void fb_close(struct fb_driver *);
+void fb_wake(struct fb_driver *);
+struct fb_op *fb_reap(struct fb_driver *);
+void fb_release(struct fb_driver *, struct fb_op *);
+int64_t fb_now(void);
+
+struct fb_timer { int64_t when; uint32_t slot, kind; };
+struct fb_heap { uint32_t len, cap; ...; };
+int fb_timer_arm(struct fb_heap *, struct fb_timer *, int64_t);
+void fb_timer_disarm(struct fb_heap *, struct fb_timer *);
+struct fb_timer *fb_timer_due(struct fb_heap *, int64_t);
+void fb_heap_fini(struct fb_heap *);
+
+struct fb_queue { uint32_t head, len, cap; ...; };
+int fb_queue_reserve(struct fb_queue *, uint32_t);
+void fb_queue_push(struct fb_queue *, void *);
+void *fb_queue_pop(struct fb_queue *);
+int fb_queue_remove(struct fb_queue *, void *);
+void fb_queue_fini(struct fb_queue *);
+
+struct fb_uring_config { uint32_t sq_entries, cq_entries, forbid, buffers, buffer_size; };
+struct fb_uring_info {
+    uint32_t setup_flags, features, sq_entries, cq_entries, buffers, buffer_size, incremental, registered_fd;
+    uint64_t supported;
+};
+struct fb_driver *fb_uring_new(const struct fb_uring_config *, int *, const char **);
+void fb_uring_info(struct fb_driver *, struct fb_uring_info *);
+int fb_uring_built(void);
+
+int fb_install(void);
+
+typedef uint16_t sa_family_t;
+struct in_addr { ...; };
+struct in6_addr { ...; };
+struct sockaddr_in { sa_family_t sin_family; uint16_t sin_port; struct in_addr sin_addr; ...; };
+struct sockaddr_in6 { sa_family_t sin6_family; uint16_t sin6_port; uint32_t sin6_flowinfo; struct in6_addr sin6_addr;
+                      uint32_t sin6_scope_id; ...; };
+struct sockaddr_un { sa_family_t sun_family; char sun_path[...]; ...; };
+struct iovec { void *iov_base; size_t iov_len; };
+struct msghdr { void *msg_name; struct iovec *msg_iov; size_t msg_iovlen; ...; };
+"""
+
+PREAMBLE = """
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include "core.h"
+
+int fb_install(void);
+static void fb_op_prepare(struct fb_op *op, int code, int fd) { fb_prepare(op, code, fd); }
+"""
+
+
+def greenlet_include() -> Path:
+    """Find the folder that holds greenlet/greenlet.h; the wheel keeps it inside the package."""
+    spec = importlib.util.find_spec("greenlet")
+    if spec is None or spec.origin is None:
+        msg = "building fibers needs greenlet (its wheel ships greenlet.h): pip install greenlet"
+        raise RuntimeError(msg)
+    header = Path(spec.origin).parent / "greenlet.h"
+    if not header.exists():
+        msg = f"greenlet is installed without its header: {header} does not exist"
+        raise RuntimeError(msg)
+    return header.parent.parent
+
+
+def has_liburing() -> bool:
+    """Try to compile against liburing: without its headers the module still builds, without the io_uring driver."""
+    if os.environ.get("FIBERS_NO_LIBURING") == "1" or not sys.platform.startswith("linux"):
+        return False
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text("#include <liburing.h>\nint main(void) { return 0; }\n")
+        done = subprocess.run([*compiler, "-fsyntax-only", str(source)], capture_output=True, check=False)
+    if done.returncode:
+        print("fibers: liburing.h not found: building without the io_uring driver", file=sys.stderr)
+    return done.returncode == 0
+
+
+def make() -> cffi.FFI:
+    """Describe the extension to cffi."""
+    uring = has_liburing()
+    builder = cffi.FFI()
+    builder.cdef(CDEF)
+    macros = [("_CFFI_NO_LIMITED_API", None), ("_GNU_SOURCE", "1")]
+    if not uring:
+        macros.append(("FIBERS_NO_LIBURING", "1"))
+    builder.set_source(
+        "fibers.driver.binding",
+        PREAMBLE,
+        sources=[os.path.relpath(HERE / name) for name in SOURCES],
+        depends=[os.path.relpath(HERE / name) for name in HEADERS],
+        include_dirs=[str(HERE), str(greenlet_include())],
+        libraries=["uring"] if uring else [],
+        define_macros=macros,
+        extra_compile_args=[
+            "-std=gnu11",
+            "-O2",
+            "-fvisibility=hidden",
+            "-fno-strict-aliasing",
+            *shlex.split(os.environ.get("FIBERS_CFLAGS", "")),
+        ],
+        extra_link_args=shlex.split(os.environ.get("FIBERS_LDFLAGS", "")),
+        py_limited_api=False,
+    )
+    return builder
+
+
+ffibuilder = make()

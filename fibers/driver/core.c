@@ -1,0 +1,271 @@
+/* What every driver shares: the life of an op, the timer heap, the ready queue. No kernel interface beyond a pipe. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "core.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+int64_t fb_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The life of an op: IDLE -> submit -> WAITING or FLYING -> complete -> DONE -> reap -> IDLE. */
+
+void fb_submit(struct fb_driver *d, struct fb_op *op)
+{
+    assert(op->state == FB_IDLE);
+    d->flying++;
+    d->count.submits++;
+    d->verbs->submit(d, op);
+}
+
+void fb_cancel(struct fb_driver *d, struct fb_op *op)
+{
+    if ((op->state != FB_WAITING && op->state != FB_FLYING) || op->cancelling)
+        return;
+    op->cancelling = 1;
+    d->count.cancels++;
+    d->verbs->cancel(d, op);
+}
+
+int fb_poll(struct fb_driver *d, int64_t timeout_ns)
+{
+    return d->verbs->poll(d, d->done ? 0 : timeout_ns);
+}
+
+void fb_complete(struct fb_driver *d, struct fb_op *op, int32_t res)
+{
+    assert(op->state == FB_WAITING || op->state == FB_FLYING || op->state == FB_IDLE);
+    op->res = res;
+    op->state = FB_DONE;
+    op->next = NULL;
+    *d->done_tail = op;
+    d->done_tail = &op->next;
+    d->count.completions++;
+}
+
+struct fb_op *fb_reap(struct fb_driver *d)
+{
+    struct fb_op *op = d->done;
+    if (!op)
+        return NULL;
+    assert(op->state == FB_DONE);
+    d->done = op->next;
+    if (!d->done)
+        d->done_tail = &d->done;
+    op->next = NULL;
+    op->state = FB_IDLE;
+    d->flying--;
+    return op;
+}
+
+void fb_release(struct fb_driver *d, struct fb_op *op)
+{
+    if (op->buffer >= 0)
+        d->verbs->release(d, op);
+}
+
+void fb_close(struct fb_driver *d)
+{
+    d->verbs->close(d);
+}
+
+/* Waking. A pipe and not an eventfd: CPython's signal.set_wakeup_fd writes single bytes, which an eventfd refuses, and
+ * one mechanism then serves threads and signals. Only the write end is non-blocking: io_uring answers a read on a
+ * non-blocking empty pipe with -EAGAIN instead of waiting. A full pipe is a wake already on its way. */
+
+int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -errno;
+    if (fcntl(ends[1], F_SETFL, O_NONBLOCK) < 0) {
+        int error = -errno;
+        close(ends[0]);
+        close(ends[1]);
+        return error;
+    }
+    d->verbs = verbs;
+    d->done = NULL;
+    d->done_tail = &d->done;
+    d->wake_reader = ends[0];
+    d->wake_fd = ends[1];
+    return 0;
+}
+
+void fb_driver_fini(struct fb_driver *d)
+{
+    close(d->wake_reader);
+    close(d->wake_fd);
+}
+
+void fb_wake(struct fb_driver *d)
+{
+    ssize_t ignored = write(d->wake_fd, "", 1); /* EAGAIN: it is awake already; EINTR cannot be: non-blocking */
+    (void)ignored;
+}
+
+/* Timers: a 4-ary heap, half as deep as a binary one and its children in one or two cache lines. */
+
+static int earlier(const struct fb_slot *a, const struct fb_slot *b)
+{
+    return a->when < b->when || (a->when == b->when && a->order < b->order);
+}
+
+static void place(struct fb_heap *h, uint32_t i, struct fb_slot s)
+{
+    h->slots[i] = s;
+    s.timer->slot = i + 1;
+}
+
+static void rise(struct fb_heap *h, uint32_t i, struct fb_slot s)
+{
+    while (i > 0) {
+        uint32_t parent = (i - 1) / 4;
+        if (!earlier(&s, &h->slots[parent]))
+            break;
+        place(h, i, h->slots[parent]);
+        i = parent;
+    }
+    place(h, i, s);
+}
+
+static void sink(struct fb_heap *h, uint32_t i, struct fb_slot s)
+{
+    for (;;) {
+        uint32_t first = 4 * i + 1, best = first;
+        if (first >= h->len)
+            break;
+        for (uint32_t c = first + 1; c < first + 4 && c < h->len; c++)
+            if (earlier(&h->slots[c], &h->slots[best]))
+                best = c;
+        if (!earlier(&h->slots[best], &s))
+            break;
+        place(h, i, h->slots[best]);
+        i = best;
+    }
+    place(h, i, s);
+}
+
+int fb_timer_arm(struct fb_heap *h, struct fb_timer *t, int64_t when)
+{
+    fb_timer_disarm(h, t);
+    if (h->len == h->cap) {
+        uint32_t cap = h->cap ? 2 * h->cap : 64;
+        struct fb_slot *slots = realloc(h->slots, cap * sizeof *slots);
+        if (!slots)
+            return -ENOMEM;
+        h->slots = slots;
+        h->cap = cap;
+    }
+    t->when = when;
+    rise(h, h->len++, (struct fb_slot){when, h->order++, t});
+    return 0;
+}
+
+void fb_timer_disarm(struct fb_heap *h, struct fb_timer *t)
+{
+    if (!t->slot)
+        return;
+    uint32_t i = t->slot - 1;
+    assert(i < h->len && h->slots[i].timer == t);
+    t->slot = 0;
+    struct fb_slot last = h->slots[--h->len];
+    if (i == h->len)
+        return;
+    if (i > 0 && earlier(&last, &h->slots[(i - 1) / 4]))
+        rise(h, i, last);
+    else
+        sink(h, i, last);
+}
+
+struct fb_timer *fb_timer_due(struct fb_heap *h, int64_t now)
+{
+    if (!h->len || h->slots[0].when > now)
+        return NULL;
+    struct fb_timer *t = h->slots[0].timer;
+    fb_timer_disarm(h, t);
+    return t;
+}
+
+void fb_heap_fini(struct fb_heap *h)
+{
+    for (uint32_t i = 0; i < h->len; i++)
+        h->slots[i].timer->slot = 0;
+    free(h->slots);
+    h->slots = NULL;
+    h->len = h->cap = 0;
+}
+
+/* The ready queue. */
+
+int fb_queue_reserve(struct fb_queue *q, uint32_t room)
+{
+    if (room <= q->cap)
+        return 0;
+    uint32_t cap = q->cap ? q->cap : 64;
+    while (cap < room)
+        cap *= 2;
+    void **slots = malloc(cap * sizeof *slots);
+    if (!slots)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < q->len; i++)
+        slots[i] = q->slots[(q->head + i) & (q->cap - 1)];
+    free(q->slots);
+    q->slots = slots;
+    q->head = 0;
+    q->cap = cap;
+    return 0;
+}
+
+void fb_queue_push(struct fb_queue *q, void *item)
+{
+    assert(q->len < q->cap);
+    q->slots[(q->head + q->len++) & (q->cap - 1)] = item;
+}
+
+void *fb_queue_pop(struct fb_queue *q)
+{
+    if (!q->len)
+        return NULL;
+    void *item = q->slots[q->head];
+    q->head = (q->head + 1) & (q->cap - 1);
+    q->len--;
+    return item;
+}
+
+int fb_queue_remove(struct fb_queue *q, void *item)
+{
+    for (uint32_t i = 0; i < q->len; i++) {
+        if (q->slots[(q->head + i) & (q->cap - 1)] != item)
+            continue;
+        for (uint32_t j = i + 1; j < q->len; j++)
+            q->slots[(q->head + j - 1) & (q->cap - 1)] = q->slots[(q->head + j) & (q->cap - 1)];
+        q->len--;
+        return 1;
+    }
+    return 0;
+}
+
+void fb_queue_swap(struct fb_queue *q, uint32_t by)
+{
+    void **a = &q->slots[q->head], **b = &q->slots[(q->head + by) & (q->cap - 1)], *x = *a;
+    *a = *b;
+    *b = x;
+}
+
+void fb_queue_fini(struct fb_queue *q)
+{
+    free(q->slots);
+    q->slots = NULL;
+    q->len = q->cap = q->head = 0;
+}

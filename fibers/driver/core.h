@@ -1,0 +1,207 @@
+/* THE CONTRACT between the scheduler and a driver, and the parts that every driver shares.
+ *
+ * A driver performs operations. It has five verbs: submit, cancel, poll, wake, close. The rules, each a test in
+ * tests/driver/test_contract.py that runs on every driver:
+ *
+ *  1. submit never hands a completion to anyone and never fails: completions come out of poll only, through fb_reap().
+ *     An op that cannot be started completes with its -errno like any other.
+ *  2. An op is completed exactly once. Its res is what the kernel said: >= 0, or -errno.
+ *  3. From submit until fb_reap() returns it, the op and all memory it names belong to the driver. It lives on the heap,
+ *     never on the C stack: greenlet moves stacks.
+ *  4. cancel is a request. The op ends with -ECANCELED or with its real result. Cancelling twice, too late, or an op
+ *     that was never submitted is harmless.
+ *  5. Several ops may wait on one fd in the same direction; their order is not promised.
+ *  6. poll returns on a completion, on wake, on a signal, or at its timeout, and may return early for no reason.
+ *  7. A driver's failure is poll's return value (-errno); an op's failure is the op's res.
+ *
+ * One thread owns a driver. Only wake may be called from elsewhere: any thread, any signal handler, it takes no lock.
+ *
+ * Nothing in this file knows Python. Errors are -errno; nothing here prints or exits.
+ */
+#ifndef FIBERS_CORE_H
+#define FIBERS_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* What an op does. Adding one is a line here and a row in every driver's table; a test asserts that they agree. */
+enum fb_code {
+    FB_NOP = 0,       /* completes with 0 */
+    FB_ACCEPT,        /* data: struct sockaddr * or NULL, extra: socklen_t *; flags: SOCK_*; res: the new fd */
+    FB_CONNECT,       /* data: struct sockaddr *, len: its size */
+    FB_RECV,          /* len: at most; the driver chooses the memory: data is set on completion, see fb_release */
+    FB_RECV_INTO,     /* data, len; flags: MSG_* */
+    FB_RECVMSG,       /* data: struct msghdr *; flags: MSG_* */
+    FB_SEND,          /* data, len; flags: MSG_*; res: how many bytes */
+    FB_SENDALL,       /* as SEND until all is sent; res < len only if an error or a cancel ended it after a part */
+    FB_SENDMSG,       /* data: struct msghdr *; flags: MSG_* */
+    FB_POLL,          /* flags: POLL* events; res: the events that are ready */
+    FB_SHUTDOWN,      /* flags: SHUT_* */
+    FB_CLOSE,         /* the fd is gone whatever res says, as with close(2) */
+    FB_READ,          /* data, len; off: position, or -1 for the file's own */
+    FB_WRITE,         /* the same */
+    FB_FSYNC,         /* flags: 1 for data only, as fdatasync(2) */
+    FB_OPENAT,        /* fd: directory, data: path, flags: O_*, len: mode; res: the new fd */
+    FB_CODES
+};
+
+/* Where an op is in its life. */
+enum fb_state {
+    FB_IDLE = 0,      /* its owner's */
+    FB_WAITING,       /* the driver's; not yet in the kernel: no room, or no buffer */
+    FB_FLYING,        /* the driver's; in the kernel */
+    FB_DONE,          /* the driver's; completed, not yet reaped */
+};
+
+/* Why an op was cancelled; it decides the exception (semantics.md F3). */
+enum fb_why { FB_NOT = 0, FB_BY_SCOPE, FB_BY_CLOSE, FB_BY_TIMEOUT, FB_BY_THROW };
+
+struct fb_op {
+    uint8_t code;             /* enum fb_code */
+    uint8_t state;            /* enum fb_state; the driver's */
+    uint8_t why;              /* enum fb_why; the owner's, cleared by fb_prepare */
+    uint8_t cancelling;       /* the driver's: a cancel was asked for */
+    int32_t fd;
+    int32_t res;
+    uint32_t flags;
+    void *data;               /* the owner's memory; for FB_RECV the driver's, until fb_release */
+    void *extra;              /* the owner's memory */
+    uint64_t len;
+    int64_t off;
+    uint64_t moved;           /* the driver's: bytes sent by earlier rounds of a SENDALL */
+    int32_t buffer;           /* the driver's: number of the selected buffer, or -1 */
+    struct fb_op *next;       /* the driver's: link in its lists */
+    struct fb_op *file_next;  /* the file record's: link among the ops in flight on one file */
+    struct fb_op *file_prev;
+    void *owner;              /* the scheduler's; no driver looks at it */
+};
+
+struct fb_counters {
+    uint64_t submits, completions, cancels, enters, waits, wakes, starved;
+};
+
+struct fb_driver;
+
+/* One per driver; the table is what "a driver" is. */
+struct fb_verbs {
+    const char *name;
+    void (*submit)(struct fb_driver *, struct fb_op *);
+    void (*cancel)(struct fb_driver *, struct fb_op *);
+    int (*poll)(struct fb_driver *, int64_t timeout_ns);  /* < 0: no limit; 0: do not wait */
+    int (*ready)(struct fb_driver *);                     /* would a poll(0) have anything to do? no system call */
+    void (*release)(struct fb_driver *, struct fb_op *);
+    void (*close)(struct fb_driver *);
+};
+
+struct fb_driver {
+    const struct fb_verbs *verbs;
+    struct fb_op *done;       /* completed ops in order; fb_reap takes from the head */
+    struct fb_op **done_tail;
+    uint32_t flying;          /* ops submitted and not yet reaped, the driver's own not counted */
+    int wake_fd;              /* write end, non-blocking: one byte wakes (fit for signal.set_wakeup_fd) */
+    int wake_reader;          /* read end; the driver drains it */
+    volatile int woken;       /* set by poll when a wake was drained; the scheduler clears it */
+    struct fb_counters count;
+};
+
+static inline void fb_prepare(struct fb_op *op, int code, int fd)
+{
+    op->code = (uint8_t)code;
+    op->state = FB_IDLE;
+    op->why = FB_NOT;
+    op->cancelling = 0;
+    op->fd = fd;
+    op->res = 0;
+    op->flags = 0;
+    op->data = op->extra = NULL;
+    op->len = 0;
+    op->off = -1;
+    op->moved = 0;
+    op->buffer = -1;
+}
+
+/* The verbs. */
+void fb_submit(struct fb_driver *d, struct fb_op *op);
+void fb_cancel(struct fb_driver *d, struct fb_op *op);
+int fb_poll(struct fb_driver *d, int64_t timeout_ns);
+void fb_close(struct fb_driver *d);
+/* Any thread. Signal safe: takes no locks. */
+void fb_wake(struct fb_driver *d);
+/* The next completed op, or NULL; from then on it is its owner's again. */
+struct fb_op *fb_reap(struct fb_driver *d);
+/* Give back the memory of a completed FB_RECV. Harmless on any other op and twice. */
+void fb_release(struct fb_driver *d, struct fb_op *op);
+
+/* For drivers: the shared life of an op. */
+int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs);
+void fb_driver_fini(struct fb_driver *d);
+void fb_complete(struct fb_driver *d, struct fb_op *op, int32_t res);
+
+/* Monotonic nanoseconds. */
+int64_t fb_now(void);
+
+/* Timers: one heap ordered by time, then by order of arming. The slot that holds a timer knows it and the reverse, so
+ * that disarming costs O(log n) and leaves nothing behind: a million timeouts set and left keep the heap flat. */
+struct fb_timer {
+    int64_t when;             /* fb_now() clock */
+    uint32_t slot;            /* 1 + index in the heap; 0: not armed */
+    uint32_t kind;            /* the owner's */
+};
+
+struct fb_slot {
+    int64_t when;
+    uint64_t order;
+    struct fb_timer *timer;   /* borrowed: its owner disarms it before it dies */
+};
+
+struct fb_heap {
+    struct fb_slot *slots;    /* owned */
+    uint32_t len, cap;
+    uint64_t order;
+};
+
+/* 0, or -ENOMEM. Arming an armed timer moves it. */
+int fb_timer_arm(struct fb_heap *h, struct fb_timer *t, int64_t when);
+void fb_timer_disarm(struct fb_heap *h, struct fb_timer *t);
+/* The earliest timer that is due at `now`, disarmed, or NULL. */
+struct fb_timer *fb_timer_due(struct fb_heap *h, int64_t now);
+void fb_heap_fini(struct fb_heap *h);
+
+/* The ready queue: a ring of pointers, first in first out. Room is reserved when a fiber is born (it is queued at most
+ * once), so that making it ready cannot fail. */
+struct fb_queue {
+    void **slots;             /* owned; what they point to is the scheduler's */
+    uint32_t head, len, cap;  /* cap is a power of two */
+};
+
+int fb_queue_reserve(struct fb_queue *q, uint32_t room);
+void fb_queue_push(struct fb_queue *q, void *item);
+void *fb_queue_pop(struct fb_queue *q);
+int fb_queue_remove(struct fb_queue *q, void *item);
+/* Swap the head with the item `by` places behind it (for shuffled order in tests). */
+void fb_queue_swap(struct fb_queue *q, uint32_t by);
+void fb_queue_fini(struct fb_queue *q);
+
+/* The io_uring driver. */
+struct fb_uring_config {
+    uint32_t sq_entries, cq_entries;  /* 0: the defaults */
+    uint32_t forbid;                  /* set-up flags not to ask for, and FB_FORBID_INC: tests degrade a ring with it */
+    uint32_t buffers, buffer_size;    /* 0: the defaults */
+};
+#define FB_FORBID_INC (1u << 31)      /* no incremental buffers */
+
+struct fb_uring_info {
+    uint32_t setup_flags, features, sq_entries, cq_entries;
+    uint32_t buffers, buffer_size, incremental, registered_fd;
+    uint64_t supported;               /* bit per enum fb_code */
+};
+
+/* A driver, or NULL and *error = -errno and *step = what failed (static text). */
+struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error, const char **step);
+void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info);
+/* 1 if this build contains the io_uring driver. */
+int fb_uring_built(void);
+/* The child of a fork: forget the driver without touching its rings. */
+void fb_uring_abandon(struct fb_driver *d);
+
+#endif

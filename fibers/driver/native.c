@@ -1,0 +1,1093 @@
+/* The scheduler: fibers on greenlets, the cancel tree, park and unpark.
+ *
+ *  1. A carrier is a pooled greenlet that runs one fiber function after another. Carriers are started from the hub (the
+ *     greenlet that called run) only: a greenlet started inside another inherits its stack depth.
+ *  2. A parking fiber picks the next ready one and switches straight to it; if none is ready it polls in its own frame.
+ *     The hub is in the path only for births of carriers, signals, calls from other threads, and the end.
+ *  3. A fiber is in the ready queue at most once, in one line at most, and has at most one op in flight.
+ *  4. Between a submit and the park that follows nothing may fail, allocate or call Python.
+ *  5. A parked op's fiber goes on only after the op's own completion, whatever happens to it meanwhile.
+ *  6. Policy (what a failure means, what a timeout raises) is Python's: scope.py and runtime.py, reached through fb_hooks.
+ */
+#include "native.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "greenlet/greenlet.h"
+
+enum { PASS_LIMIT = 1024, POOL_LIMIT = 1024 };
+
+struct hooks fb_hooks;
+__thread Runtime *fb_runtime;
+
+int64_t fb_clock(Runtime *rt) { return rt->virtual ? rt->clock : fb_now(); }
+
+/* Exceptions as objects, on every Python. */
+
+PyObject *fb_take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (!type)
+        return NULL;
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback)
+        PyException_SetTraceback(value, traceback);
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+void fb_raise(PyObject *e) /* takes the reference */
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    PyErr_SetRaisedException(e);
+#else
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(e)), e, PyException_GetTraceback(e));
+#endif
+}
+
+/* Lines. */
+
+void fb_line_push(struct line *l, Fiber *f)
+{
+    f->line = l;
+    f->line_next = NULL;
+    f->line_prev = l->tail;
+    if (l->tail)
+        l->tail->line_next = f;
+    else
+        l->head = f;
+    l->tail = f;
+}
+
+void fb_line_remove(Fiber *f)
+{
+    struct line *l = f->line;
+    if (!l)
+        return;
+    if (f->line_prev)
+        f->line_prev->line_next = f->line_next;
+    else
+        l->head = f->line_next;
+    if (f->line_next)
+        f->line_next->line_prev = f->line_prev;
+    else
+        l->tail = f->line_prev;
+    f->line = NULL;
+}
+
+Fiber *fb_line_pop(struct line *l)
+{
+    Fiber *f = l->head;
+    if (f)
+        fb_line_remove(f);
+    return f;
+}
+
+/* Making ready. Cannot fail: room was reserved at the fiber's birth. */
+
+void fb_enqueue(Runtime *rt, Fiber *f)
+{
+    f->state = FIBER_READY;
+    fb_queue_push(&rt->ready, f);
+}
+
+void fb_make_ready(Fiber *f, int wake)
+{
+    assert(f->state == FIBER_PARKED);
+    f->wake = (uint8_t)wake;
+    if (f->timer.slot)
+        fb_timer_disarm(&f->runtime->timers, &f->timer);
+    fb_line_remove(f);
+    fb_enqueue(f->runtime, f);
+}
+
+/* A wait ends from outside: cancellation, a deadline of its own, an exception for main. An op in flight is asked to end
+ * and stays; the other waits end at once. What completed already (the fiber is queued) keeps its result: rule F9. */
+static void interrupt_wait(Fiber *f, int wake)
+{
+    Runtime *rt = f->runtime;
+    static const uint8_t WHY[] = {[WAKE_OK] = FB_NOT, [WAKE_TIMEOUT] = FB_BY_TIMEOUT, [WAKE_CANCELLED] = FB_BY_SCOPE,
+                                  [WAKE_RAISE] = FB_BY_THROW};
+    if (f->state != FIBER_PARKED)
+        return;
+    switch ((enum wait)f->wait) {
+    case WAIT_OP:
+        if (!f->op.why)
+            f->op.why = WHY[wake];
+        fb_cancel(rt->driver, &f->op);
+        break;
+    case WAIT_SLEEP:
+        fb_make_ready(f, wake == WAKE_TIMEOUT ? WAKE_OK : wake);
+        break;
+    case WAIT_JOIN:
+    case WAIT_SEND:
+        fb_make_ready(f, wake);
+        break;
+    case WAIT_PARK:
+        if (f->on_cancel == Py_None)
+            break; /* it said that an unpark will come */
+        if (f->on_cancel && wake != WAKE_TIMEOUT) {
+            /* It calls Python, which may change the tree: the hub does it, not the middle of a walk. */
+            if (!f->line)
+                fb_line_push(&rt->hooked, f);
+            rt->attention |= LOOK_HOOK;
+        } else {
+            fb_make_ready(f, wake);
+        }
+        break;
+    case WAIT_CHILDREN:
+        if (wake == WAKE_RAISE)
+            fb_make_ready(f, wake);
+        break;
+    case WAIT_CLOSE:
+    case WAIT_YIELD:
+    case WAIT_NONE:
+        break;
+    }
+}
+
+/* Completions, timers, and the start of a pass. */
+
+static void fire(Runtime *rt, struct fb_timer *t)
+{
+    if (t->kind == 0) {
+        Fiber *f = (Fiber *)((char *)t - offsetof(Fiber, timer));
+        interrupt_wait(f, WAKE_TIMEOUT);
+    } else {
+        struct scope *s = (struct scope *)((char *)t - offsetof(struct scope, timer));
+        if (!s->cancel_called) {
+            s->expired = 1;
+            fb_scope_cancel(rt, s);
+        }
+    }
+}
+
+static void fire_due(Runtime *rt)
+{
+    struct fb_timer *t;
+    int64_t now = fb_clock(rt);
+    while ((t = fb_timer_due(&rt->timers, now)))
+        fire(rt, t);
+}
+
+static void poll_driver(Runtime *rt, int64_t timeout_ns)
+{
+    struct fb_driver *d = rt->driver;
+    struct fb_op *op;
+    int r;
+    if (timeout_ns == 0) {
+        r = fb_poll(d, 0);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        r = fb_poll(d, timeout_ns);
+        Py_END_ALLOW_THREADS
+        if (!d->done && !d->woken && !(rt->timers.len && rt->timers.slots[0].when <= fb_now()))
+            rt->attention |= LOOK_SIGNALS;
+    }
+    if (r < 0) {
+        rt->poll_error = r;
+        rt->attention |= LOOK_BROKEN;
+    }
+    if (d->woken) {
+        d->woken = 0;
+        rt->attention |= LOOK_WOKEN;
+    }
+    while ((op = fb_reap(d)))
+        fb_make_ready(op->owner, WAKE_OK);
+}
+
+/* Nothing is ready: how long may the driver wait? Returns 0 if the hub must decide first. */
+static int wait_for_work(Runtime *rt)
+{
+    int64_t timeout = -1;
+    if (rt->virtual && !rt->external) {
+        /* Operations in flight may complete at any moment; 5 ms of real time is their chance (rule N1). */
+        if (rt->driver->flying) {
+            poll_driver(rt, 5000000);
+            rt->attention &= ~(uint32_t)LOOK_SIGNALS;
+            if (rt->ready.len || rt->attention)
+                return 1;
+        }
+        if (rt->timers.len) {
+            if (rt->timers.slots[0].when == INT64_MAX && !rt->driver->flying) {
+                rt->attention |= LOOK_IDLE;
+                return 0;
+            }
+            if (rt->timers.slots[0].when != INT64_MAX) {
+                if (rt->timers.slots[0].when > rt->clock)
+                    rt->clock = rt->timers.slots[0].when;
+                return 1;
+            }
+        }
+    } else if (rt->timers.len) {
+        timeout = rt->timers.slots[0].when - fb_clock(rt);
+        if (timeout < 0)
+            timeout = 0;
+    }
+    if (timeout < 0 && !rt->driver->flying && !rt->external && !rt->held) {
+        rt->attention |= LOOK_IDLE;
+        return 0;
+    }
+    poll_driver(rt, timeout);
+    return 1;
+}
+
+/* A pass is what is ready when it begins, 1,024 fibers at most; between passes one enter submits what they asked for
+ * and reaps what is done, so that a busy set of fibers starves neither I/O nor timers. */
+static void begin_pass(Runtime *rt)
+{
+    if (rt->ready.len) {
+        if (rt->driver->verbs->ready(rt->driver))
+            poll_driver(rt, 0);
+    } else if (!wait_for_work(rt)) {
+        return;
+    }
+    if (rt->timers.len)
+        fire_due(rt);
+    rt->pass_left = rt->ready.len < PASS_LIMIT ? rt->ready.len : PASS_LIMIT;
+}
+
+/* Who is next. */
+
+static void set_running(Runtime *rt, Fiber *f)
+{
+    f->state = FIBER_RUNNING;
+    rt->current = f;
+}
+
+/* The greenlet to switch to; NULL when it is the caller's own turn: `self` was resumed, or `idle` was given a job. */
+static PyObject *choose(Runtime *rt, Fiber *self, struct carrier *idle)
+{
+    for (;;) {
+        Fiber *f;
+        if (rt->attention || rt->forked)
+            break;
+        if (!rt->pass_left || !rt->ready.len) {
+            begin_pass(rt);
+            continue;
+        }
+        if (rt->shuffle && rt->ready.len > 1) {
+            rt->random = rt->random * 6364136223846793005ull + 1442695040888963407ull;
+            fb_queue_swap(&rt->ready, (uint32_t)((rt->random >> 33) % rt->ready.len));
+        }
+        f = fb_queue_pop(&rt->ready);
+        rt->pass_left--;
+        if (f->greenlet) {
+            set_running(rt, f);
+            if (f == self)
+                return NULL;
+            rt->switches++;
+            return f->greenlet;
+        }
+        if (idle) {
+            idle->job = f;
+            set_running(rt, f);
+            return NULL;
+        }
+        if (rt->pool) {
+            struct carrier *c = rt->pool;
+            rt->pool = c->next;
+            rt->pooled--;
+            c->job = f;
+            set_running(rt, f);
+            rt->switches++;
+            return c->greenlet;
+        }
+        rt->to_start = f;
+        break;
+    }
+    rt->current = NULL;
+    return rt->hub;
+}
+
+/* Parking. */
+
+static int park_spurious(Runtime *rt, Fiber *f);
+
+int fb_park(Fiber *f, int wait)
+{
+    Runtime *rt = f->runtime;
+    PyObject *target, *r;
+    f->state = FIBER_PARKED;
+    f->wait = (uint8_t)wait;
+    f->wake = WAKE_OK;
+    if (wait == WAIT_YIELD)
+        fb_enqueue(rt, f);
+    f->greenlet = (PyObject *)PyGreenlet_GetCurrent();
+    target = choose(rt, f, NULL);
+    if (target) {
+        r = PyGreenlet_Switch((PyGreenlet *)target, NULL, NULL);
+        if (r && f->state == FIBER_RUNNING)
+            Py_DECREF(r);
+        else {
+            Py_XDECREF(r);
+            return park_spurious(rt, f);
+        }
+    }
+    Py_CLEAR(f->greenlet);
+    f->wait = WAIT_NONE;
+    return f->wake;
+}
+
+/* Something that is not the scheduler resumed us (greenlet.throw, GreenletExit from a dropped greenlet). An op must end
+ * first: it is cancelled and polled for right here, without a switch, then the exception goes on. */
+static int park_spurious(Runtime *rt, Fiber *f)
+{
+    PyObject *error = fb_take_exception();
+    Fiber *interrupted = rt->current;
+    if (f->state == FIBER_PARKED && f->wait == WAIT_OP) {
+        if (!f->op.why)
+            f->op.why = FB_BY_THROW;
+        fb_cancel(rt->driver, &f->op);
+        while (f->state == FIBER_PARKED && !(rt->attention & LOOK_BROKEN))
+            poll_driver(rt, -1);
+    }
+    if (f->state == FIBER_READY)
+        fb_queue_remove(&rt->ready, f);
+    fb_line_remove(f);
+    fb_timer_disarm(&rt->timers, &f->timer);
+    if (interrupted && interrupted != f && interrupted->state == FIBER_RUNNING && !interrupted->greenlet) {
+        /* The thrower stays on its greenlet, below us, and goes on when we next park or end. */
+        interrupted->state = FIBER_PARKED;
+        interrupted->wait = WAIT_YIELD;
+    }
+    f->state = FIBER_RUNNING;
+    rt->current = f;
+    Py_CLEAR(f->greenlet);
+    f->wait = WAIT_NONE;
+    if (error)
+        fb_raise(error);
+    else
+        PyErr_SetString(PyExc_RuntimeError, "a parked fiber's greenlet was switched to by something else");
+    return -1;
+}
+
+static void raise_pending(Fiber *f)
+{
+    Runtime *rt = f->runtime;
+    PyObject *e = rt->pending;
+    rt->pending = NULL;
+    f->interrupt = 0;
+    if (e)
+        fb_raise(e);
+    else
+        PyErr_SetString(PyExc_SystemError, "interrupted without a reason");
+}
+
+int fb_woken(Fiber *f, int wake)
+{
+    switch (wake) {
+    case WAKE_OK:
+        return 0;
+    case WAKE_TIMEOUT:
+        return 1;
+    case WAKE_RAISE:
+        raise_pending(f);
+        return -1;
+    case WAKE_CANCELLED:
+        fb_raise_cancelled(f);
+        return -1;
+    default:
+        return -1;
+    }
+}
+
+Fiber *fb_here(const char *what)
+{
+    Runtime *rt = fb_runtime;
+    if (rt && rt->current)
+        return rt->current;
+    if (!rt)
+        PyErr_Format(PyExc_RuntimeError, "can't %s outside a fiber: this thread is not inside fibers.run()", what);
+    else
+        PyErr_Format(PyExc_RuntimeError,
+                     "can't %s here: this is a signal handler or a callback of the scheduler, not a fiber", what);
+    return NULL;
+}
+
+int fb_may_park(Fiber *f, const char *what)
+{
+    Runtime *rt = f->runtime;
+    if (rt->inside | rt->forked) {
+        if (rt->forked)
+            PyErr_Format(PyExc_RuntimeError, "can't %s in the child of a fork: start a new fibers.run()", what);
+        else
+            PyErr_Format(PyExc_RuntimeError, "can't %s here: a finished fiber is being torn down", what);
+        return -1;
+    }
+    return 0;
+}
+
+int fb_check(Fiber *f)
+{
+    if (!(f->scope->cancelled | f->interrupt))
+        return 0;
+    if (f->interrupt)
+        raise_pending(f);
+    else
+        fb_raise_cancelled(f);
+    return -1;
+}
+
+/* Level-triggered: raised at every cancel point. From the second time on through the scheduler, so that a fiber that
+ * swallows it in a loop cannot starve the others (rule D11). */
+PyObject *fb_raise_cancelled(Fiber *f)
+{
+    PyObject *scope, *e;
+    if (f->redelivered++ && !fb_may_park(f, "go on")) {
+        if (fb_park(f, WAIT_YIELD) < 0)
+            return NULL;
+    }
+    PyErr_Clear();
+    if (f->redelivered == 1000) {
+        PyObject *r = PyObject_CallOneArg(fb_hooks.redelivered, (PyObject *)f);
+        if (!r)
+            return NULL;
+        Py_DECREF(r);
+    }
+    scope = fb_scope_object(f->scope);
+    if (!scope)
+        return NULL;
+    e = PyObject_CallOneArg(fb_hooks.cancelled, scope);
+    Py_DECREF(scope);
+    if (e)
+        fb_raise(e);
+    return NULL;
+}
+
+/* Ops. */
+
+int fb_arm(Fiber *f, int64_t timeout_ns)
+{
+    int64_t now;
+    if (timeout_ns < 0)
+        return 0;
+    now = fb_clock(f->runtime);
+    if (fb_timer_arm(&f->runtime->timers, &f->timer, timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+void fb_disarm(Fiber *f)
+{
+    if (f->timer.slot)
+        fb_timer_disarm(&f->runtime->timers, &f->timer);
+}
+
+int fb_perform(Fiber *f, struct file *file, int64_t timeout_ns)
+{
+    struct fb_op *op = &f->op;
+    int r;
+    if (fb_arm(f, timeout_ns) < 0) {
+        op->res = -ENOMEM;
+        return -1;
+    }
+    op->owner = f;
+    if (file) {
+        op->file_prev = NULL;
+        op->file_next = file->ops;
+        if (file->ops)
+            file->ops->file_prev = op;
+        file->ops = op;
+    }
+    fb_submit(f->runtime->driver, op);
+    r = fb_park(f, WAIT_OP);
+    if (file) {
+        if (op->file_prev)
+            op->file_prev->file_next = op->file_next;
+        else
+            file->ops = op->file_next;
+        if (op->file_next)
+            op->file_next->file_prev = op->file_prev;
+        if (!file->ops && file->closer && file->closer->state == FIBER_PARKED)
+            fb_make_ready(file->closer, WAKE_OK);
+    }
+    return r < 0 ? -1 : 0;
+}
+
+PyObject *fb_op_error(Fiber *f)
+{
+    struct fb_op *op = &f->op;
+    assert(op->res < 0);
+    if (f->scope->cancelled | f->interrupt) {
+        fb_check(f);
+    } else if (op->why == FB_BY_CLOSE) {
+        errno = EBADF;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else if (op->why == FB_BY_TIMEOUT && op->res == -ECANCELED) {
+        PyErr_SetString(PyExc_TimeoutError, "timed out");
+    } else {
+        errno = -op->res;
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return NULL;
+}
+
+int fb_duration(PyObject *o, const char *what, int negative_ok, int64_t *ns)
+{
+    double s;
+    *ns = -1;
+    if (!o || o == Py_None)
+        return 0;
+    s = PyFloat_AsDouble(o);
+    if (s == -1.0 && PyErr_Occurred())
+        return -1;
+    if (isnan(s)) {
+        PyErr_Format(PyExc_ValueError, "%s can't be NaN", what);
+        return -1;
+    }
+    if (s < 0) {
+        if (!negative_ok) {
+            PyErr_Format(PyExc_ValueError, "%s can't be negative: %R", what, o);
+            return -1;
+        }
+        s = 0;
+    }
+    if (s < 4e9)
+        *ns = (int64_t)(s * 1e9 + 0.5);
+    return 0;
+}
+
+/* The cancel tree. */
+
+static void deliver(Fiber *f)
+{
+    if (f->state == FIBER_PARKED)
+        interrupt_wait(f, WAKE_CANCELLED);
+}
+
+static struct scope *first_below(struct scope *s)
+{
+    return s->inner ? s->inner : s->children ? &s->children->root : NULL;
+}
+
+static struct scope *next_beside(struct scope *s)
+{
+    if (!s->is_root)
+        return s->parent->children ? &s->parent->children->root : NULL;
+    return s->owner->next ? &s->owner->next->root : NULL;
+}
+
+static int closed_to(struct scope *s) { return s->shield || s->cancelled; }
+
+/* Mark everything below `top` that sees its cancellation, once and without recursion: a tree may be a list 10,000
+ * deep. What is marked already or shielded hides its subtree. Calls no Python. */
+static void mark_cancelled(struct scope *top)
+{
+    struct scope *s = top;
+    for (;;) {
+        struct scope *next;
+        s->cancelled = 1;
+        if (s->owner && s->owner->scope == s)
+            deliver(s->owner);
+        next = first_below(s);
+        while (next && closed_to(next))
+            next = next_beside(next);
+        while (!next) {
+            if (s == top)
+                return;
+            next = next_beside(s);
+            s = s->parent;
+            while (next && closed_to(next))
+                next = next_beside(next);
+        }
+        s = next;
+    }
+}
+
+void fb_scope_cancel(Runtime *rt, struct scope *s)
+{
+    if (s->cancel_called || s->state == SCOPE_CLOSED)
+        return;
+    s->cancel_called = 1;
+    if (s->timer.slot && rt)
+        fb_timer_disarm(&rt->timers, &s->timer);
+    if (s->state == SCOPE_NEW) {
+        s->cancelled = 1;
+        return;
+    }
+    if (!s->cancelled)
+        mark_cancelled(s);
+}
+
+void fb_scope_close(struct scope *s)
+{
+    Fiber *f = s->owner;
+    if (s->timer.slot)
+        fb_timer_disarm(&f->runtime->timers, &s->timer);
+    s->state = SCOPE_CLOSED;
+    if (!s->is_root) {
+        f->scope = s->parent;
+        s->parent->inner = NULL;
+        if (!s->parent->cancelled)
+            f->redelivered = 0;
+    }
+    s->parent = NULL;
+}
+
+PyObject *fb_scope_object(struct scope *s)
+{
+    Scope *o;
+    if (s->object)
+        return Py_NewRef(s->object);
+    assert(s->is_root);
+    o = (Scope *)((PyTypeObject *)fb_hooks.scope_type)->tp_alloc((PyTypeObject *)fb_hooks.scope_type, 0);
+    if (!o)
+        return NULL;
+    o->scope = s;
+    o->fiber = (Fiber *)Py_NewRef((PyObject *)s->owner);
+    o->seconds = o->at = -1;
+    o->strict = -1;
+    s->object = (PyObject *)o;
+    return Py_NewRef((PyObject *)o);
+}
+
+int fb_children_done(struct scope *s, int need)
+{
+    return need == 1 ? s->live == 0 : s->live + s->daemons == 0;
+}
+
+/* Fibers: birth, life, end. */
+
+Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *args, PyObject *kwnames)
+{
+    PyTypeObject *type = (PyTypeObject *)fb_hooks.fiber_type;
+    Fiber *f;
+    if (fb_queue_reserve(&rt->ready, (uint32_t)rt->fibers + 2) < 0)
+        return (Fiber *)PyErr_NoMemory();
+    f = (Fiber *)type->tp_alloc(type, 0);
+    if (!f)
+        return NULL;
+    f->context = PyContext_CopyCurrent();
+    if (!f->context) {
+        Py_DECREF(f);
+        return NULL;
+    }
+    f->runtime = (Runtime *)Py_NewRef((PyObject *)rt);
+    f->fn = Py_NewRef(fn);
+    f->args = Py_NewRef(args);
+    f->kwnames = Py_XNewRef(kwnames);
+    f->id = ++rt->spawned;
+    f->spawner = Py_XNewRef((PyObject *)rt->current);
+    f->scope = &f->root;
+    f->root.owner = f;
+    f->root.is_root = 1;
+    f->root.state = SCOPE_OPEN;
+    f->root.timer.kind = 1;
+    f->root.parent = f->nursery = nursery;
+    f->root.cancelled = nursery ? nursery->cancelled : 0;
+    rt->fibers++;
+    return f;
+}
+
+static void start(Runtime *rt, Fiber *f)
+{
+    struct scope *s = f->nursery;
+    if (s && s->limit && s->running >= s->limit) {
+        f->state = FIBER_DEFERRED;
+        fb_line_push(&s->deferred, f);
+        return;
+    }
+    if (s)
+        s->running++;
+    fb_enqueue(rt, f);
+}
+
+PyObject *fb_spawn(struct scope *s, Runtime *rt, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames,
+                            int daemon)
+{
+    Py_ssize_t kw = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    PyObject *args;
+    Fiber *f;
+    if (n < 1)
+        return PyErr_Format(PyExc_TypeError, "spawn needs a function to call");
+    if (!PyCallable_Check(argv[0]))
+        return PyErr_Format(PyExc_TypeError, "spawn needs a callable, got %R", argv[0]);
+    if (s->state == SCOPE_NEW)
+        return PyErr_Format(PyExc_RuntimeError, "can't spawn into a scope before it is entered: use it in a with block");
+    if (s->state == SCOPE_CLOSED || (s->state == SCOPE_CLOSING && !s->live))
+        return PyErr_Format(PyExc_RuntimeError, "can't spawn %R: the scope is closed", argv[0]);
+    if (rt->forked)
+        return PyErr_Format(PyExc_RuntimeError, "can't spawn in the child of a fork: start a new fibers.run()");
+    args = PyTuple_New(n - 1 + kw);
+    if (!args)
+        return NULL;
+    for (Py_ssize_t i = 1; i < n + kw; i++)
+        PyTuple_SET_ITEM(args, i - 1, Py_NewRef(argv[i]));
+    f = fb_fiber_new(rt, s, argv[0], args, kwnames);
+    Py_DECREF(args);
+    if (!f)
+        return NULL;
+    f->daemon = (uint8_t)daemon;
+    f->prev = s->last_child;
+    if (s->last_child)
+        s->last_child->next = f;
+    else
+        s->children = f;
+    s->last_child = f;
+    if (daemon)
+        s->daemons++;
+    else
+        s->live++;
+    start(rt, f);
+    return Py_NewRef((PyObject *)f); /* one reference is the scope's, one the caller's */
+}
+
+/* Its own mistakes end the run: no fiber is resumed after one (rule A6). */
+static void broken(Runtime *rt)
+{
+    PyObject *e = fb_take_exception();
+    if (rt->trouble)
+        Py_XDECREF(e);
+    else
+        rt->trouble = e;
+    rt->attention |= LOOK_BROKEN;
+}
+
+static void leave_nursery(Runtime *rt, Fiber *f)
+{
+    struct scope *s = f->nursery;
+    if (!s)
+        return;
+    if (f->outcome == OUTCOME_FAILED) {
+        PyObject *scope = fb_scope_object(s);
+        PyObject *args[] = {scope, (PyObject *)f, f->value};
+        PyObject *r = scope ? PyObject_Vectorcall(fb_hooks.child_failed, args, 3, NULL) : NULL;
+        Py_XDECREF(scope);
+        if (r)
+            Py_DECREF(r);
+        else
+            broken(rt);
+    } else if (f->outcome == OUTCOME_CANCELLED && f->propagates) {
+        s->saw_cancelled = 1;
+    }
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        s->children = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
+    else
+        s->last_child = f->prev;
+    f->prev = f->next = NULL;
+    f->nursery = NULL;
+    if (f->daemon)
+        s->daemons--;
+    else
+        s->live--;
+    s->running--;
+    if (s->deferred.head) {
+        Fiber *next = fb_line_pop(&s->deferred);
+        s->running++;
+        fb_enqueue(rt, next);
+    }
+    if (s->awaited && fb_children_done(s, s->awaited) && s->owner->state == FIBER_PARKED &&
+        s->owner->wait == WAIT_CHILDREN)
+        fb_make_ready(s->owner, WAKE_OK);
+}
+
+static void finish(Runtime *rt, Fiber *f)
+{
+    Fiber *joiner;
+    int is_main = f == rt->main;
+    f->state = FIBER_DONE;
+    rt->inside++;
+    fb_scope_close(&f->root);
+    /* Joiners first, then the scope hears of it: h.result() raises h's own error, not Cancelled (rule B6). */
+    while ((joiner = f->joiners.head))
+        fb_make_ready(joiner, WAKE_OK);
+    leave_nursery(rt, f);
+    rt->fibers--;
+    Py_CLEAR(f->args);
+    Py_CLEAR(f->kwnames);
+    Py_CLEAR(f->fn);
+    Py_CLEAR(f->context);
+    Py_CLEAR(f->spawner);
+    Py_CLEAR(f->root.object);
+    rt->inside--;
+    if (is_main || rt->forked)
+        rt->attention |= LOOK_END;
+    if (rt->forked && !is_main) {
+        Py_SETREF(rt->main, (Fiber *)Py_NewRef((PyObject *)f));
+        is_main = 0;
+    }
+    if (!is_main)
+        Py_DECREF(f); /* the scope's reference; main's is the runtime's */
+}
+
+static void run_job(Runtime *rt, Fiber *f)
+{
+    PyObject *value, *error = NULL, *settled;
+    Py_ssize_t kw = f->kwnames ? PyTuple_GET_SIZE(f->kwnames) : 0;
+    if (PyContext_Enter(f->context) < 0) {
+        broken(rt);
+        return;
+    }
+    value = PyObject_Vectorcall(f->fn, &PyTuple_GET_ITEM(f->args, 0), (size_t)(PyTuple_GET_SIZE(f->args) - kw),
+                                f->kwnames);
+    if (!value)
+        error = fb_take_exception();
+    if (error || f->scope != &f->root || f->root.children || f->root.object || f->root.saw_cancelled ||
+        (f == rt->main && rt->pending)) {
+        PyObject *args[] = {(PyObject *)f, value ? value : Py_None, error ? error : Py_None};
+        settled = PyObject_Vectorcall(fb_hooks.settle, args, 3, NULL);
+        Py_CLEAR(value);
+        Py_CLEAR(error);
+        if (settled && PyTuple_Check(settled) && PyTuple_GET_SIZE(settled) == 2) {
+            f->outcome = (uint8_t)PyLong_AsLong(PyTuple_GET_ITEM(settled, 0));
+            f->value = Py_NewRef(PyTuple_GET_ITEM(settled, 1));
+            Py_DECREF(settled);
+        } else {
+            Py_XDECREF(settled);
+            f->outcome = OUTCOME_FAILED;
+            f->value = fb_take_exception();
+            if (!f->value)
+                f->value = PyObject_CallNoArgs(PyExc_SystemError);
+            if (f->root.children)
+                broken(rt); /* it would leave children behind */
+        }
+    } else {
+        f->outcome = OUTCOME_VALUE;
+        f->value = value;
+    }
+    if (PyContext_Exit(f->context) < 0)
+        PyErr_Clear(); /* the function left a context entered: it is dropped with the fiber */
+    finish(rt, f);
+}
+
+/* Carriers. */
+
+static void carrier_free(PyObject *capsule)
+{
+    struct carrier *c = PyCapsule_GetPointer(capsule, "fibers.carrier");
+    free(c);
+}
+
+static PyObject *carrier_main(PyObject *capsule, PyObject *ignored)
+{
+    struct carrier *c = PyCapsule_GetPointer(capsule, "fibers.carrier");
+    Runtime *rt = c->runtime;
+    (void)ignored;
+    while (c->job) {
+        Fiber *job = c->job;
+        PyObject *target, *r;
+        c->job = NULL;
+        run_job(rt, job);
+        target = choose(rt, NULL, c);
+        if (!target)
+            continue;
+        if (rt->pooled >= POOL_LIMIT) {
+            /* Enough of them: this one ends, which switches to the hub, which goes on with the target. */
+            if (target != rt->hub)
+                rt->hand_over = target;
+            rt->dead = c->greenlet;
+            break;
+        }
+        c->next = rt->pool;
+        rt->pool = c;
+        rt->pooled++;
+        r = PyGreenlet_Switch((PyGreenlet *)target, NULL, NULL);
+        if (!r)
+            return NULL;
+        Py_DECREF(r);
+    }
+    c->job = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef CARRIER_MAIN = {"carrier", carrier_main, METH_NOARGS, NULL};
+
+static int start_carrier(Runtime *rt, Fiber *f)
+{
+    struct carrier *c = calloc(1, sizeof *c);
+    PyObject *capsule, *call = NULL, *r;
+    if (!c)
+        return PyErr_NoMemory() ? 0 : -1;
+    capsule = PyCapsule_New(c, "fibers.carrier", carrier_free);
+    if (!capsule) {
+        free(c);
+        return -1;
+    }
+    c->runtime = rt;
+    call = PyCFunction_New(&CARRIER_MAIN, capsule);
+    Py_DECREF(capsule);
+    if (!call)
+        return -1;
+    c->greenlet = (PyObject *)PyGreenlet_New(call, (PyGreenlet *)rt->hub);
+    Py_DECREF(call);
+    if (!c->greenlet)
+        return -1;
+    c->job = f;
+    set_running(rt, f);
+    rt->switches++;
+    r = PyGreenlet_Switch((PyGreenlet *)c->greenlet, NULL, NULL);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+int fb_end_carriers(Runtime *rt)
+{
+    while (rt->pool) {
+        struct carrier *c = rt->pool;
+        PyObject *greenlet = c->greenlet, *r;
+        rt->pool = c->next;
+        rt->pooled--;
+        c->job = NULL;
+        r = PyGreenlet_Switch((PyGreenlet *)greenlet, NULL, NULL);
+        Py_DECREF(greenlet);
+        if (!r)
+            return -1;
+        Py_DECREF(r);
+    }
+    return 0;
+}
+
+/* The hub. */
+
+/* park()'s callbacks: True, the waiter is gone and the exception is raised; False, an unpark will come. */
+static void call_hooked(Runtime *rt)
+{
+    Fiber *f;
+    while ((f = fb_line_pop(&rt->hooked))) {
+        PyObject *call = f->on_cancel, *r;
+        int gone;
+        Py_INCREF(f);
+        f->on_cancel = Py_NewRef(Py_None);
+        r = PyObject_CallNoArgs(call);
+        gone = r ? PyObject_IsTrue(r) : -1;
+        Py_XDECREF(r);
+        Py_DECREF(call);
+        if (gone < 0)
+            broken(rt);
+        else if (gone && f->state == FIBER_PARKED && f->wait == WAIT_PARK)
+            fb_make_ready(f, f->interrupt ? WAKE_RAISE : WAKE_CANCELLED);
+        Py_DECREF(f);
+    }
+}
+
+/* For main: raised at its current or next cancel point (rule M1). Takes the reference. */
+void fb_interrupt_main(Runtime *rt, PyObject *e)
+{
+    if (rt->pending || !rt->main || rt->main->state == FIBER_DONE) {
+        Py_DECREF(e);
+        return;
+    }
+    rt->pending = e;
+    rt->main->interrupt = 1;
+    interrupt_wait(rt->main, WAKE_RAISE);
+}
+
+static int call_method(Runtime *rt, const char *name)
+{
+    PyObject *r = PyObject_CallMethod((PyObject *)rt, name, NULL);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+static int look(Runtime *rt)
+{
+    uint32_t why = rt->attention;
+    rt->attention = 0;
+    if (why & LOOK_BROKEN) {
+        if (rt->trouble) {
+            fb_raise(rt->trouble);
+            rt->trouble = NULL;
+        } else {
+            errno = -rt->poll_error;
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
+        return -1;
+    }
+    if (why & (LOOK_WOKEN | LOOK_SIGNALS)) {
+        if (PyErr_CheckSignals() < 0)
+            fb_interrupt_main(rt, fb_take_exception());
+    }
+    if ((why & LOOK_WOKEN) && call_method(rt, "_on_wake") < 0)
+        fb_interrupt_main(rt, fb_take_exception());
+    if (why & LOOK_HOOK)
+        call_hooked(rt);
+    if ((why & LOOK_IDLE) && !rt->ready.len) {
+        PyObject *e;
+        if (rt->pending)
+            return PyErr_Format(PyExc_RuntimeError, "deadlock: nothing can wake the run, nor can it be cancelled"), -1;
+        e = PyObject_CallMethod((PyObject *)rt, "_on_idle", NULL);
+        if (!e)
+            return -1;
+        if (e == Py_None) {
+            /* Something outside may wake us yet: wait for it. */
+            Py_DECREF(e);
+            rt->held = 1;
+            begin_pass(rt);
+            rt->held = 0;
+        } else {
+            fb_interrupt_main(rt, e);
+        }
+    }
+    return 0;
+}
+
+/* Run until main is done. 0, or -1 with an exception that ends the run. */
+int fb_hub(Runtime *rt)
+{
+    rt->hub = (PyObject *)PyGreenlet_GetCurrent();
+    while (rt->main->state != FIBER_DONE && !(rt->forked && (rt->attention & LOOK_END))) {
+        PyObject *target, *r;
+        Py_CLEAR(rt->dead);
+        target = rt->hand_over;
+        rt->hand_over = NULL;
+        if (!target) {
+            rt->current = NULL;
+            if (rt->attention && look(rt) < 0)
+                return -1;
+            if (rt->to_start) {
+                Fiber *f = rt->to_start;
+                rt->to_start = NULL;
+                if (start_carrier(rt, f) < 0)
+                    return -1;
+                continue;
+            }
+            target = choose(rt, NULL, NULL);
+            if (target == rt->hub)
+                continue;
+        }
+        r = PyGreenlet_Switch((PyGreenlet *)target, NULL, NULL);
+        if (!r)
+            return -1;
+        Py_DECREF(r);
+    }
+    rt->current = NULL;
+    return 0;
+}
+
+
+/* The module: called once through cffi, which has dropped the GIL. 0, or -1 with the error printed. */
+
+static struct PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT, "fibers.driver.native", "The native face of the compiled module.", -1, NULL, NULL, NULL, NULL, NULL};
+
+int fb_install(void)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *module = NULL;
+    int r = -1;
+    PyGreenlet_Import();
+    if (_PyGreenlet_API && (module = PyModule_Create(&MODULE)) && fb_add_objects(module) == 0 &&
+        fb_add_stream(module) == 0)
+        r = PyDict_SetItemString(PyImport_GetModuleDict(), "fibers.driver.native", module);
+    Py_XDECREF(module);
+    if (r < 0)
+        PyErr_Print();
+    PyGILState_Release(gil);
+    return r;
+}

@@ -1,0 +1,186 @@
+/* What native.c (scheduler) and stream.c (the hot calls on sockets) share. The only Python-aware header. */
+#ifndef FIBERS_NATIVE_H
+#define FIBERS_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+typedef struct fiber Fiber;
+typedef struct runtime Runtime;
+
+/* Fibers in a row: a join's waiters, a stream's senders, a scope's deferred starts. A fiber is in one at most. */
+struct line {
+    Fiber *head, *tail;       /* borrowed: a fiber in a line is alive, its scope holds it */
+};
+
+enum scope_state { SCOPE_NEW = 0, SCOPE_OPEN, SCOPE_CLOSING, SCOPE_CLOSED };
+
+/* A node of the cancel tree. Every fiber has one for its whole function (`root`), every Scope object has one. */
+struct scope {
+    struct scope *parent;     /* borrowed: encloses us, so it outlives us; NULL for main's and when closed */
+    struct scope *inner;      /* borrowed: the scope the same fiber entered directly inside this one */
+    Fiber *owner;             /* borrowed: the fiber on whose stack it is */
+    Fiber *children;          /* owned: first of the unfinished fibers spawned into it, in order of spawning */
+    Fiber *last_child;
+    PyObject *object;         /* the Scope object: borrowed from itself, or owned by a root until its fiber is done */
+    PyObject *reason;         /* owned or NULL */
+    struct line deferred;     /* fibers that wait for a place under `limit` */
+    struct fb_timer timer;    /* the deadline */
+    uint32_t live, daemons;   /* how many children of each kind */
+    uint32_t running, limit;  /* started children, and how many may be; 0: any number */
+    uint8_t state;            /* enum scope_state */
+    uint8_t shield;           /* cancellation from outside is not visible here */
+    uint8_t cancel_called;
+    uint8_t cancelled;        /* cached: cancel_called, or visible from outside. All that a cancel point reads */
+    uint8_t expired;          /* its deadline did it */
+    uint8_t saw_cancelled;    /* a child was stopped by a cancellation from outside (rule D5) */
+    uint8_t awaited;          /* its owner is parked until: 1 live children, 2 all children are done */
+    uint8_t is_root;
+};
+
+enum fiber_state { FIBER_NEW = 0, FIBER_DEFERRED, FIBER_READY, FIBER_RUNNING, FIBER_PARKED, FIBER_DONE };
+enum wait { WAIT_NONE = 0, WAIT_OP, WAIT_SLEEP, WAIT_YIELD, WAIT_JOIN, WAIT_PARK, WAIT_SEND, WAIT_CHILDREN, WAIT_CLOSE };
+enum wake { WAKE_OK = 0, WAKE_TIMEOUT, WAKE_CANCELLED, WAKE_RAISE };
+enum outcome { OUTCOME_NONE = 0, OUTCOME_VALUE, OUTCOME_FAILED, OUTCOME_CANCELLED };
+
+struct fiber {
+    PyObject_HEAD
+    Runtime *runtime;         /* owned */
+    struct scope root;        /* its implicit scope */
+    struct scope *scope;      /* borrowed: the innermost open one */
+    struct scope *nursery;    /* borrowed: the scope it was spawned into; NULL when done */
+    Fiber *prev, *next;       /* siblings */
+    Fiber *line_prev, *line_next;
+    struct line *line;        /* borrowed: where it waits */
+    struct line joiners;
+    struct fb_op op;
+    struct fb_timer timer;    /* of the wait in progress */
+    PyObject *greenlet;       /* owned: what to switch to; NULL before its first start and while it runs */
+    PyObject *fn, *args, *kwnames; /* owned until it has run */
+    PyObject *context;        /* owned until it is done */
+    PyObject *value;          /* owned: value or exception */
+    PyObject *name;           /* owned or NULL: derived from fn at birth */
+    PyObject *spawner;        /* owned until it is done */
+    PyObject *gift;           /* owned: what unpark brought */
+    PyObject *on_cancel;      /* owned: park's callback */
+    PyObject *weakrefs;
+    uint64_t id;
+    uint32_t redelivered;     /* Cancelled raised again in the same cancelled scope */
+    uint8_t state, wait, wake, outcome;
+    uint8_t daemon, observed, propagates, interrupt;
+};
+
+struct carrier {
+    PyObject *greenlet;       /* owned by the pool while parked there */
+    Fiber *job;               /* borrowed */
+    Runtime *runtime;         /* borrowed: carriers end before their run */
+    struct carrier *next;
+};
+
+enum attention { LOOK_WOKEN = 1, LOOK_IDLE = 2, LOOK_BROKEN = 4, LOOK_END = 8, LOOK_SIGNALS = 16, LOOK_HOOK = 32 };
+
+struct runtime {
+    PyObject_HEAD
+    struct fb_driver *driver; /* owned */
+    struct fb_heap timers;
+    struct fb_queue ready;
+    struct carrier *pool;
+    PyObject *hub;            /* owned: the greenlet that called run */
+    Fiber *current;           /* borrowed: whose code runs; NULL on the hub */
+    Fiber *main;              /* owned */
+    Fiber *to_start;          /* borrowed: needs a new carrier, which only the hub starts */
+    PyObject *hand_over;      /* borrowed: whom a carrier that ends wants resumed */
+    PyObject *dead;           /* owned: a carrier that ended, dropped by the hub */
+    struct line hooked;       /* fibers whose on_cancel the hub must call */
+    PyObject *pending;        /* owned: exception for main's next cancel point */
+    PyObject *trouble;        /* owned: an error of our own; ends the run */
+    int64_t clock;            /* the virtual time */
+    uint64_t fibers, spawned, switches, random;
+    uint32_t pooled, pass_left, attention, inside, external;
+    int poll_error;
+    uint8_t virtual, shuffle, forked, running, held;
+};
+
+/* Filled by configure(): the Python side of the rules. */
+struct hooks {
+    PyObject *fiber_type, *scope_type;  /* subclasses of our Fiber and Scope */
+    PyObject *cancelled;                /* (scope) -> a Cancelled */
+    PyObject *settle;                   /* (fiber, value, exception or None) -> (outcome, object) */
+    PyObject *child_failed;             /* (scope, fiber, exception) */
+    PyObject *redelivered;              /* (fiber): it keeps swallowing Cancelled */
+    PyObject *fiber_cancelled;          /* (fiber) -> a FiberCancelled */
+};
+extern struct hooks fb_hooks;
+
+enum scope_kind { KIND_SCOPE = 0, KIND_TIMEOUT, KIND_MOVE_ON, KIND_SHIELD, KIND_SUPERVISOR };
+
+typedef struct {
+    PyObject_HEAD
+    struct scope own;
+    struct scope *scope;      /* &own, or the root of `fiber` */
+    Fiber *fiber;             /* owned: set if scope is its root */
+    int64_t seconds;          /* relative deadline in ns, resolved on enter; -1: none */
+    int64_t at;               /* absolute deadline; -1: none */
+    PyObject *failures;       /* owned list or NULL: what went wrong in it, in order */
+    PyObject *on_error;       /* owned or NULL: supervisor's */
+    PyObject *weakrefs;
+    uint8_t kind;             /* enum scope_kind */
+    int8_t strict;            /* -1: the run's default */
+    uint8_t caught;
+} Scope;
+
+/* A file: what stream.c keeps for each fd, with the ops in flight on it. */
+struct file {
+    struct fb_op *ops;        /* borrowed: each lives in its parked fiber */
+    Fiber *closer;            /* borrowed: parked until `ops` is empty */
+    int fd;
+};
+
+extern __thread Runtime *fb_runtime;
+
+/* The fiber that runs here, or NULL with RuntimeError. */
+Fiber *fb_here(const char *what);
+/* The entry of a cancel point: 0, or -1 with the exception set. */
+int fb_check(Fiber *f);
+/* May this code park at all? Called before anything is submitted: after submit nothing may fail. */
+int fb_may_park(Fiber *f, const char *what);
+/* Park until woken; enum wake, or -1 with an exception that something threw in. */
+int fb_park(Fiber *f, int wait);
+/* 0 for WAKE_OK, 1 for WAKE_TIMEOUT, -1 with the exception set. */
+int fb_woken(Fiber *f, int wake);
+void fb_make_ready(Fiber *f, int wake);
+/* Perform f->op; timeout_ns < 0: none. 0, or -1 with an exception that something threw in (the op has ended). */
+int fb_perform(Fiber *f, struct file *file, int64_t timeout_ns);
+/* Set the exception for a failed op (semantics.md F3). Always returns NULL. */
+PyObject *fb_op_error(Fiber *f);
+int fb_arm(Fiber *f, int64_t timeout_ns);
+void fb_disarm(Fiber *f);
+void fb_line_push(struct line *l, Fiber *f);
+Fiber *fb_line_pop(struct line *l);
+/* Seconds (float, None) to nanoseconds: -1 for None and infinity. Returns -1 with ValueError or TypeError. */
+int fb_duration(PyObject *o, const char *what, int negative_ok, int64_t *ns);
+
+/* native.c for objects.c. */
+int64_t fb_clock(Runtime *rt);
+PyObject *fb_take_exception(void);
+void fb_raise(PyObject *e); /* takes the reference */
+PyObject *fb_raise_cancelled(Fiber *f);
+void fb_line_remove(Fiber *f);
+void fb_enqueue(Runtime *rt, Fiber *f);
+void fb_scope_cancel(Runtime *rt, struct scope *s);
+void fb_scope_close(struct scope *s);
+PyObject *fb_scope_object(struct scope *s);
+int fb_children_done(struct scope *s, int need);
+Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *args, PyObject *kwnames);
+PyObject *fb_spawn(struct scope *s, Runtime *rt, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames, int daemon);
+void fb_interrupt_main(Runtime *rt, PyObject *e); /* takes the reference */
+int fb_hub(Runtime *rt);
+int fb_end_carriers(Runtime *rt);
+
+/* Each adds its types to the module: 0 or -1. */
+int fb_add_objects(PyObject *module);
+int fb_add_stream(PyObject *module);
+
+#endif

@@ -1,0 +1,581 @@
+/* The hot calls on sockets: recv, send and their kin as methods of the base type Stream, which owns one fd.
+ *
+ *  1. An op in flight is linked to the stream's file record, never found by fd number: numbers are reused.
+ *  2. What the kernel moved is delivered, also to a cancelled fiber (res >= 0 happened).
+ *  3. One sender at a time, first come first served: messages never interleave. A sendall that was ended after a part
+ *     breaks the sending side, so that nobody appends to half a message (semantics.md F7).
+ *  4. `buffered` holds bytes that a recv_until read too many; every receive drains it first.
+ */
+#include "native.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define METHOD(f) ((PyCFunction)(void (*)(void))(f))
+
+typedef struct {
+    PyObject_HEAD
+    struct file file;
+    int64_t timeout;          /* of each operation, ns; -1: none */
+    Fiber *sender;            /* borrowed: whose turn it is; parked or running inside a send */
+    struct line senders;      /* who waits for a turn */
+    PyObject *buffered;       /* owned bytearray or NULL */
+    PyObject *broken;         /* owned str or NULL: why nothing can be sent any more */
+    PyObject *weakrefs;
+    socklen_t peer_len;       /* what accept filled in */
+    char peer[28];            /* a struct sockaddr_in or sockaddr_in6 */
+} Stream;
+
+static PyTypeObject StreamType;
+
+static PyObject *closed_error(void)
+{
+    errno = EBADF;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* The entry of every operation: a fiber of this run, uncancelled, on an open stream. */
+static Fiber *begin(Stream *s, const char *what)
+{
+    Fiber *f = fb_here(what);
+    if (!f || fb_may_park(f, what) < 0)
+        return NULL;
+    if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime != f->runtime) {
+        PyErr_Format(PyExc_RuntimeError, "can't %s: the stream is in use by the run of another thread", what);
+        return NULL;
+    }
+    if (fb_check(f) < 0)
+        return NULL;
+    if (s->file.fd < 0)
+        return (Fiber *)closed_error();
+    return f;
+}
+
+/* Receiving. */
+
+static Py_ssize_t buffered_size(Stream *s) { return s->buffered ? PyByteArray_GET_SIZE(s->buffered) : 0; }
+
+static int drain_buffered(Stream *s, Py_ssize_t n) { return PySequence_DelSlice(s->buffered, 0, n); }
+
+static PyObject *receive(Stream *s, Fiber *f, Py_ssize_t n)
+{
+    PyObject *bytes;
+    fb_prepare(&f->op, FB_RECV, s->file.fd);
+    f->op.len = (uint64_t)n;
+    if (fb_perform(f, &s->file, s->timeout) < 0) {
+        fb_release(f->runtime->driver, &f->op);
+        return NULL;
+    }
+    if (f->op.res < 0)
+        return fb_op_error(f);
+    bytes = PyBytes_FromStringAndSize(f->op.data, f->op.res);
+    fb_release(f->runtime->driver, &f->op);
+    return bytes;
+}
+
+static PyObject *stream_recv(Stream *s, PyObject *arg)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(arg);
+    PyObject *bytes;
+    Fiber *f;
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    if (n < 0)
+        return PyErr_Format(PyExc_ValueError, "can't recv %zd bytes: the number must not be negative", n);
+    if (!(f = begin(s, "recv")))
+        return NULL;
+    if (n == 0)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    if (buffered_size(s)) {
+        if (n > buffered_size(s))
+            n = buffered_size(s);
+        bytes = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(s->buffered), n);
+        if (bytes && drain_buffered(s, n) < 0)
+            Py_CLEAR(bytes);
+        return bytes;
+    }
+    return receive(s, f, n);
+}
+
+/* _receive(n): from the socket, past what is buffered. */
+static PyObject *stream_receive(Stream *s, PyObject *arg)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(arg);
+    Fiber *f;
+    if ((n == -1 && PyErr_Occurred()) || !(f = begin(s, "recv")))
+        return NULL;
+    return receive(s, f, n);
+}
+
+static PyObject *stream_recv_into(Stream *s, PyObject *arg)
+{
+    Py_buffer view;
+    PyObject *result = NULL;
+    Fiber *f;
+    if (PyObject_GetBuffer(arg, &view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (!(f = begin(s, "recv_into")))
+        goto out;
+    if (view.len == 0) {
+        result = PyLong_FromLong(0);
+        goto out;
+    }
+    if (buffered_size(s)) {
+        Py_ssize_t n = view.len < buffered_size(s) ? view.len : buffered_size(s);
+        memcpy(view.buf, PyByteArray_AS_STRING(s->buffered), (size_t)n);
+        if (drain_buffered(s, n) == 0)
+            result = PyLong_FromSsize_t(n);
+        goto out;
+    }
+    fb_prepare(&f->op, FB_RECV_INTO, s->file.fd);
+    f->op.data = view.buf;
+    f->op.len = (uint64_t)view.len;
+    if (fb_perform(f, &s->file, s->timeout) < 0)
+        goto out;
+    result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
+out:
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* Sending. */
+
+static int take_turn(Stream *s, Fiber *f)
+{
+    if (s->sender) {
+        int wake;
+        if (fb_arm(f, s->timeout) < 0)
+            return -1;
+        fb_line_push(&s->senders, f);
+        wake = fb_park(f, WAIT_SEND);
+        if (wake < 0)
+            return -1;
+        wake = fb_woken(f, wake);
+        if (wake) {
+            if (wake > 0)
+                PyErr_SetString(PyExc_TimeoutError, "timed out");
+            return -1;
+        }
+        /* It is our turn: the one before us made us `sender`. */
+    } else {
+        s->sender = f;
+    }
+    if (s->broken) {
+        PyObject *args = Py_BuildValue("(iO)", EPIPE, s->broken);
+        if (args)
+            PyErr_SetObject(PyExc_BrokenPipeError, args);
+        Py_XDECREF(args);
+        return 1;
+    }
+    if (s->file.fd < 0) {
+        closed_error();
+        return 1;
+    }
+    if (fb_check(f) < 0)
+        return 1;
+    return 0;
+}
+
+static void pass_turn(Stream *s)
+{
+    Fiber *next = s->senders.head;
+    s->sender = next;
+    if (next)
+        fb_make_ready(next, WAKE_OK);
+}
+
+/* Say why nothing can be sent any more. Keeps the exception that is set. */
+static void break_sending(Stream *s, const char *why, uint64_t sent, Py_ssize_t of, Fiber *f)
+{
+    PyObject *type, *value, *traceback, *reason = NULL;
+    PyErr_Fetch(&type, &value, &traceback);
+    for (struct scope *scope = f->scope; scope && !reason; scope = scope->shield ? NULL : scope->parent)
+        if (scope->cancel_called)
+            reason = scope->reason;
+    s->broken = PyUnicode_FromFormat(reason ? "can't send: an earlier sendall was %s after %llu of %zd bytes: %S"
+                                            : "can't send: an earlier sendall was %s after %llu of %zd bytes",
+                                     why, (unsigned long long)sent, of, reason);
+    if (!s->broken)
+        PyErr_Clear();
+    PyErr_Restore(type, value, traceback);
+}
+
+static PyObject *send_buffer(Stream *s, PyObject *arg, int code, const char *what)
+{
+    Py_buffer view;
+    PyObject *result = NULL;
+    uint64_t sent = 0;
+    Fiber *f;
+    int turn;
+    if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (!(f = begin(s, what)))
+        goto out;
+    if ((turn = take_turn(s, f)) != 0) {
+        if (turn > 0)
+            pass_turn(s);
+        goto out;
+    }
+    for (;;) {
+        struct fb_op *op = &f->op;
+        fb_prepare(op, code, s->file.fd);
+        op->data = (char *)view.buf + sent;
+        op->len = (uint64_t)view.len - sent;
+        if (fb_perform(f, &s->file, s->timeout) < 0) {
+            sent += op->res > 0 ? (op->moved ? op->moved : (uint64_t)op->res) : 0;
+            if (code == FB_SENDALL && sent && sent < (uint64_t)view.len)
+                break_sending(s, "interrupted", sent, view.len, f);
+            break;
+        }
+        if (op->res >= 0) {
+            sent += op->moved ? op->moved : (uint64_t)op->res;
+            if (code == FB_SEND || sent >= (uint64_t)view.len) {
+                result = code == FB_SEND ? PyLong_FromLong(op->res) : Py_NewRef(Py_None);
+                break;
+            }
+            if (!op->why)
+                continue; /* the next round meets the error that ended this one */
+            op->res = -ECANCELED;
+        }
+        if (sent && code == FB_SENDALL)
+            break_sending(s,
+                          f->scope->cancelled            ? "cancelled"
+                          : op->why == FB_BY_CLOSE       ? "ended by close"
+                          : op->why == FB_BY_TIMEOUT     ? "timed out"
+                                                         : "ended by an error",
+                          sent, view.len, f);
+        fb_op_error(f);
+        break;
+    }
+    pass_turn(s);
+out:
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *stream_send(Stream *s, PyObject *arg) { return send_buffer(s, arg, FB_SEND, "send"); }
+
+static PyObject *stream_sendall(Stream *s, PyObject *arg) { return send_buffer(s, arg, FB_SENDALL, "sendall"); }
+
+/* The message and all it points to live in one heap block: the kernel reads it while our stack is elsewhere. */
+static PyObject *stream_sendmsg(Stream *s, PyObject *buffers)
+{
+    PyObject *fast = PySequence_Fast(buffers, "sendmsg needs a sequence of buffers"), *result = NULL;
+    Py_ssize_t n = fast ? PySequence_Fast_GET_SIZE(fast) : 0, held = 0;
+    struct block {
+        struct msghdr message;
+        Py_buffer *views;
+        struct iovec parts[];
+    } *block = NULL;
+    Fiber *f;
+    int turn;
+    if (!fast)
+        return NULL;
+    if (n > IOV_MAX) {
+        PyErr_Format(PyExc_ValueError, "sendmsg takes at most %d buffers, got %zd", IOV_MAX, n);
+        goto out;
+    }
+    block = calloc(1, sizeof *block + (size_t)n * (sizeof(struct iovec) + sizeof(Py_buffer)));
+    if (!block) {
+        PyErr_NoMemory();
+        goto out;
+    }
+    block->views = (Py_buffer *)(void *)(block->parts + n);
+    for (; held < n; held++) {
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(fast, held), &block->views[held], PyBUF_SIMPLE) < 0)
+            goto out;
+        block->parts[held].iov_base = block->views[held].buf;
+        block->parts[held].iov_len = (size_t)block->views[held].len;
+    }
+    block->message.msg_iov = block->parts;
+    block->message.msg_iovlen = (size_t)n;
+    if (!(f = begin(s, "sendmsg")))
+        goto out;
+    if ((turn = take_turn(s, f)) == 0) {
+        fb_prepare(&f->op, FB_SENDMSG, s->file.fd);
+        f->op.data = &block->message;
+        if (fb_perform(f, &s->file, s->timeout) == 0)
+            result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
+    }
+    if (turn >= 0)
+        pass_turn(s);
+out:
+    for (Py_ssize_t i = 0; i < held; i++)
+        PyBuffer_Release(&block->views[i]);
+    free(block);
+    Py_DECREF(fast);
+    return result;
+}
+
+/* Accepting and connecting. */
+
+static Stream *new_stream(PyTypeObject *type, int fd)
+{
+    Stream *s = (Stream *)type->tp_alloc(type, 0);
+    if (s) {
+        s->file.fd = fd;
+        s->timeout = -1;
+    }
+    return s;
+}
+
+/* _accept(type) -> a stream of that type. The new object is made first: it is where the kernel writes the address. */
+static PyObject *stream_accept(Stream *s, PyObject *type)
+{
+    Stream *made;
+    Fiber *f;
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, &StreamType))
+        return PyErr_Format(PyExc_TypeError, "_accept needs a subclass of Stream, got %R", type);
+    if (!(f = begin(s, "accept")))
+        return NULL;
+    made = new_stream((PyTypeObject *)type, -1);
+    if (!made)
+        return NULL;
+    made->peer_len = sizeof made->peer;
+    fb_prepare(&f->op, FB_ACCEPT, s->file.fd);
+    f->op.data = made->peer;
+    f->op.extra = &made->peer_len;
+    f->op.flags = SOCK_CLOEXEC;
+    if (fb_perform(f, &s->file, s->timeout) < 0) {
+        if (f->op.res >= 0)
+            close(f->op.res); /* nobody can take it (rule F5) */
+        Py_DECREF(made);
+        return NULL;
+    }
+    if (f->op.res < 0) {
+        Py_DECREF(made);
+        return fb_op_error(f);
+    }
+    made->file.fd = f->op.res;
+    return (PyObject *)made;
+}
+
+/* _connect(sockaddr: bytes, timeout) */
+static PyObject *stream_connect(Stream *s, PyObject *const *argv, Py_ssize_t n)
+{
+    int64_t ns;
+    Fiber *f;
+    int r;
+    if (n != 2 || !PyBytes_Check(argv[0]))
+        return PyErr_Format(PyExc_TypeError, "_connect(sockaddr, timeout)");
+    if (fb_duration(argv[1], "a timeout", 1, &ns) < 0 || !(f = begin(s, "connect")))
+        return NULL;
+    fb_prepare(&f->op, FB_CONNECT, s->file.fd);
+    f->op.data = PyBytes_AS_STRING(argv[0]);
+    f->op.len = (uint64_t)PyBytes_GET_SIZE(argv[0]);
+    Py_INCREF(argv[0]);
+    r = fb_perform(f, &s->file, ns);
+    Py_DECREF(argv[0]);
+    if (r < 0)
+        return NULL;
+    if (f->op.res < 0)
+        return fb_op_error(f);
+    Py_RETURN_NONE;
+}
+
+/* Ending. */
+
+static PyObject *stream_shutdown(Stream *s, PyObject *how)
+{
+    long h = PyLong_AsLong(how);
+    if (h == -1 && PyErr_Occurred())
+        return NULL;
+    if (s->file.fd < 0)
+        return closed_error();
+    if (shutdown(s->file.fd, (int)h) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+/* Waiters get EBADF; the fd is closed only after the kernel let go of every op on it, or an orphaned recv would eat the
+ * peer's next byte. */
+static int close_stream(Stream *s)
+{
+    Runtime *rt = fb_runtime;
+    int fd = s->file.fd;
+    if (fd < 0)
+        return 0;
+    if (s->file.ops) {
+        Fiber *f = rt ? rt->current : NULL;
+        if (!f || ((Fiber *)s->file.ops->owner)->runtime != rt || rt->inside || rt->forked) {
+            if (rt && rt->forked)
+                goto plain;
+            PyErr_SetString(PyExc_RuntimeError,
+                            "can't close a stream that fibers wait on from outside their run: use runtime().call_soon");
+            return -1;
+        }
+        s->file.fd = -1;
+        for (struct fb_op *op = s->file.ops; op; op = op->file_next) {
+            if (!op->why)
+                op->why = FB_BY_CLOSE;
+            fb_cancel(rt->driver, op);
+        }
+        s->file.closer = f;
+        Py_INCREF(s);
+        while (s->file.ops)
+            if (fb_park(f, WAIT_CLOSE) < 0)
+                break;
+        s->file.closer = NULL;
+        Py_DECREF(s);
+        close(fd);
+        return PyErr_Occurred() ? -1 : 0;
+    }
+plain:
+    s->file.fd = -1;
+    close(fd); /* EINTR and EIO: on Linux the fd is gone all the same */
+    return 0;
+}
+
+static PyObject *stream_close(Stream *s, PyObject *ignored)
+{
+    (void)ignored;
+    if (close_stream(s) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_detach(Stream *s, PyObject *ignored)
+{
+    int fd = s->file.fd;
+    (void)ignored;
+    if (s->file.ops)
+        return PyErr_Format(PyExc_RuntimeError, "can't detach a stream while fibers wait on it");
+    s->file.fd = -1;
+    return PyLong_FromLong(fd);
+}
+
+static PyObject *stream_fileno(Stream *s, PyObject *ignored)
+{
+    (void)ignored;
+    return PyLong_FromLong(s->file.fd);
+}
+
+static PyObject *stream_settimeout(Stream *s, PyObject *timeout)
+{
+    if (fb_duration(timeout, "a timeout", 0, &s->timeout) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_gettimeout(Stream *s, PyObject *ignored)
+{
+    (void)ignored;
+    return s->timeout < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)s->timeout / 1e9);
+}
+
+static PyObject *stream_peer(Stream *s, void *ignored)
+{
+    (void)ignored;
+    return PyBytes_FromStringAndSize(s->peer, s->peer_len < sizeof s->peer ? s->peer_len : sizeof s->peer);
+}
+
+static PyObject *stream_waiters(Stream *s, void *ignored)
+{
+    long n = 0;
+    (void)ignored;
+    for (struct fb_op *op = s->file.ops; op; op = op->file_next)
+        n++;
+    return PyLong_FromLong(n);
+}
+
+/* The type. */
+
+static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    int fd;
+    if (kwargs && PyDict_GET_SIZE(kwargs))
+        return PyErr_Format(PyExc_TypeError, "%s takes no keyword arguments", type->tp_name);
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    return (PyObject *)new_stream(type, fd);
+}
+
+static void stream_finalize(PyObject *o)
+{
+    Stream *s = (Stream *)o;
+    PyObject *type, *value, *traceback;
+    if (s->file.fd < 0)
+        return;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyErr_ResourceWarning(o, 1, "unclosed %R", o) && PyErr_ExceptionMatches(PyExc_Warning))
+        PyErr_WriteUnraisable(o);
+    if (close_stream(s) < 0)
+        PyErr_WriteUnraisable(o);
+    PyErr_Restore(type, value, traceback);
+}
+
+static void stream_dealloc(Stream *s)
+{
+    PyTypeObject *type = Py_TYPE(s);
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)s) < 0)
+        return;
+    if (s->weakrefs)
+        PyObject_ClearWeakRefs((PyObject *)s);
+    Py_CLEAR(s->buffered);
+    Py_CLEAR(s->broken);
+    type->tp_free((PyObject *)s);
+}
+
+static PyMethodDef METHODS[] = {
+    {"recv", METHOD(stream_recv), METH_O,
+     "recv(n, /)\n--\n\nReceive up to n bytes; b'' at the end of the stream. Parks; a cancel point."},
+    {"recv_into", METHOD(stream_recv_into), METH_O,
+     "recv_into(buffer, /)\n--\n\nReceive into a writable buffer; the number of bytes, 0 at the end. Parks; a cancel point."},
+    {"send", METHOD(stream_send), METH_O,
+     "send(data, /)\n--\n\nSend some of `data`; the number of bytes. Parks; a cancel point."},
+    {"sendall", METHOD(stream_sendall), METH_O,
+     "sendall(data, /)\n--\n\nSend all of `data`. Cancelled or timed out after a part it breaks the sending side: later\n"
+     "sends raise BrokenPipeError (semantics.md F7). Parks; a cancel point."},
+    {"sendmsg", METHOD(stream_sendmsg), METH_O,
+     "sendmsg(buffers, /)\n--\n\nSend from several buffers at once; the number of bytes sent. Parks; a cancel point."},
+    {"shutdown", METHOD(stream_shutdown), METH_O,
+     "shutdown(how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
+    {"close", METHOD(stream_close), METH_NOARGS,
+     "close()\n--\n\nClose; idempotent. Fibers that wait on it get OSError(EBADF) (semantics.md F6).\n\n"
+     "May park; never a cancel point."},
+    {"fileno", METHOD(stream_fileno), METH_NOARGS, "fileno()\n--\n\nIts file descriptor; -1 when closed."},
+    {"settimeout", METHOD(stream_settimeout), METH_O,
+     "settimeout(timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
+    {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout()\n--\n\nWhat settimeout set."},
+    {"_receive", METHOD(stream_receive), METH_O, NULL},
+    {"_accept", METHOD(stream_accept), METH_O, NULL},
+    {"_connect", METHOD(stream_connect), METH_FASTCALL, NULL},
+    {"_detach", METHOD(stream_detach), METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef FIELDS[] = {
+    {"_peer", (getter)stream_peer, NULL, NULL, NULL},
+    {"_waiters", (getter)stream_waiters, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#include "structmember.h"
+
+static PyMemberDef MEMBERS[] = {
+    {"_buffered", T_OBJECT, offsetof(Stream, buffered), 0, NULL},
+    {"_broken", T_OBJECT, offsetof(Stream, broken), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Stream, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyTypeObject StreamType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fibers.driver.native.Stream",
+    .tp_basicsize = sizeof(Stream),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = stream_new,
+    .tp_dealloc = (destructor)stream_dealloc,
+    .tp_finalize = stream_finalize,
+    .tp_weaklistoffset = offsetof(Stream, weakrefs),
+    .tp_methods = METHODS,
+    .tp_getset = FIELDS,
+    .tp_members = MEMBERS,
+};
+
+int fb_add_stream(PyObject *module) { return PyModule_AddType(module, &StreamType); }

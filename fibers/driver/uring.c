@@ -1,0 +1,584 @@
+/* The io_uring driver: an op becomes one SQE, its CQE completes it. liburing does the ring's bookkeeping.
+ *
+ * Numbers that Debian's liburing 2.3 does not know are defined here by value.
+ *
+ * user_data is the op's address; 0 marks a cancel request, whose own CQE means nothing (it often comes first).
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "core.h"
+
+#ifdef FIBERS_NO_LIBURING
+
+#include <errno.h>
+
+int fb_uring_built(void) { return 0; }
+struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error, const char **step)
+{
+    (void)config;
+    *error = -ENOSYS;
+    *step = "built without liburing";
+    return NULL;
+}
+void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (void)info; }
+void fb_uring_abandon(struct fb_driver *d) { (void)d; }
+
+#else
+
+#include <assert.h>
+#include <errno.h>
+#include <liburing.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define PBUF_RING_INC 2u        /* IOU_PBUF_RING_INC, Linux 6.12 */
+#define CQE_F_BUF_MORE (1u << 4) /* IORING_CQE_F_BUF_MORE, Linux 6.12 */
+
+enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, MAX_BUFFERS = 1024 };
+
+/* One provided buffer. In incremental mode the kernel hands out slices of it and several ops may hold one at a time;
+ * it goes back when the kernel has finished with it and the last slice was released. */
+struct slab {
+    uint32_t used;            /* offset of the next slice (incremental mode) */
+    uint32_t held;            /* slices not yet released */
+    uint8_t finished;         /* the kernel gives out no more of it */
+};
+
+struct uring {
+    struct fb_driver base;    /* first: an fb_driver * is a struct uring * */
+    struct io_uring ring;
+    struct fb_uring_info info;
+    struct io_uring_buf_ring *table; /* owned, mapped */
+    char *memory;             /* owned, mapped: buffers x buffer_size, resident only where touched */
+    struct slab *slabs;       /* owned */
+    uint32_t in_kernel;       /* buffers that the kernel can choose from */
+    struct fb_op *waiting;    /* ops in state WAITING in order of arrival */
+    struct fb_op **waiting_tail;
+    struct fb_op wake_op;     /* a read of the wake pipe, always in flight */
+    char wake_bytes[64];
+};
+
+static const uint8_t KERNEL_OPCODE[FB_CODES] = {
+    [FB_NOP] = IORING_OP_NOP,         [FB_ACCEPT] = IORING_OP_ACCEPT,   [FB_CONNECT] = IORING_OP_CONNECT,
+    [FB_RECV] = IORING_OP_RECV,       [FB_RECV_INTO] = IORING_OP_RECV,  [FB_RECVMSG] = IORING_OP_RECVMSG,
+    [FB_SEND] = IORING_OP_SEND,       [FB_SENDALL] = IORING_OP_SEND,    [FB_SENDMSG] = IORING_OP_SENDMSG,
+    [FB_POLL] = IORING_OP_POLL_ADD,   [FB_SHUTDOWN] = IORING_OP_SHUTDOWN, [FB_CLOSE] = IORING_OP_CLOSE,
+    [FB_READ] = IORING_OP_READ,       [FB_WRITE] = IORING_OP_WRITE,     [FB_FSYNC] = IORING_OP_FSYNC,
+    [FB_OPENAT] = IORING_OP_OPENAT,
+};
+
+int fb_uring_built(void) { return 1; }
+
+static unsigned clamp(uint64_t len) { return len > 0x7ffff000u ? 0x7ffff000u : (unsigned)len; }
+
+static void fill(struct uring *u, struct io_uring_sqe *sqe, struct fb_op *op)
+{
+    switch ((enum fb_code)op->code) {
+    case FB_ACCEPT:
+        io_uring_prep_accept(sqe, op->fd, op->data, op->extra, (int)op->flags);
+        break;
+    case FB_CONNECT:
+        io_uring_prep_connect(sqe, op->fd, op->data, (socklen_t)op->len);
+        break;
+    case FB_RECV:
+        io_uring_prep_recv(sqe, op->fd, NULL, op->len < u->info.buffer_size ? op->len : u->info.buffer_size, (int)op->flags);
+        sqe->flags |= IOSQE_BUFFER_SELECT;
+        sqe->buf_group = 0;
+        break;
+    case FB_RECV_INTO:
+        io_uring_prep_recv(sqe, op->fd, op->data, clamp(op->len), (int)op->flags);
+        break;
+    case FB_RECVMSG:
+        io_uring_prep_recvmsg(sqe, op->fd, op->data, op->flags);
+        break;
+    case FB_SEND:
+        io_uring_prep_send(sqe, op->fd, op->data, clamp(op->len), (int)op->flags | MSG_NOSIGNAL);
+        break;
+    case FB_SENDALL:
+        io_uring_prep_send(sqe, op->fd, (char *)op->data + op->moved, clamp(op->len - op->moved),
+                           (int)op->flags | MSG_NOSIGNAL | MSG_WAITALL);
+        break;
+    case FB_SENDMSG:
+        io_uring_prep_sendmsg(sqe, op->fd, op->data, op->flags | MSG_NOSIGNAL);
+        break;
+    case FB_POLL:
+        io_uring_prep_poll_add(sqe, op->fd, op->flags);
+        break;
+    case FB_SHUTDOWN:
+        io_uring_prep_shutdown(sqe, op->fd, (int)op->flags);
+        break;
+    case FB_CLOSE:
+        io_uring_prep_close(sqe, op->fd);
+        break;
+    case FB_READ:
+        io_uring_prep_read(sqe, op->fd, op->data, clamp(op->len), (uint64_t)op->off);
+        break;
+    case FB_WRITE:
+        io_uring_prep_write(sqe, op->fd, op->data, clamp(op->len), (uint64_t)op->off);
+        break;
+    case FB_FSYNC:
+        io_uring_prep_fsync(sqe, op->fd, op->flags ? IORING_FSYNC_DATASYNC : 0);
+        break;
+    case FB_OPENAT:
+        io_uring_prep_openat(sqe, op->fd, op->data, (int)op->flags, (mode_t)op->len);
+        break;
+    default:
+        io_uring_prep_nop(sqe);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, op);
+}
+
+/* A free SQE, after a submission if the queue was full; NULL while the kernel takes nothing (its CQ overflowed). */
+static struct io_uring_sqe *next_sqe(struct uring *u)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+    if (!sqe) {
+        u->base.count.enters++;
+        io_uring_submit(&u->ring);
+        sqe = io_uring_get_sqe(&u->ring);
+    }
+    return sqe;
+}
+
+static void queue_waiting(struct uring *u, struct fb_op *op)
+{
+    op->state = FB_WAITING;
+    op->next = NULL;
+    *u->waiting_tail = op;
+    u->waiting_tail = &op->next;
+}
+
+static int launch(struct uring *u, struct fb_op *op)
+{
+    struct io_uring_sqe *sqe;
+    if (op->code == FB_RECV && u->in_kernel == 0)
+        return 0;
+    sqe = next_sqe(u);
+    if (!sqe)
+        return 0;
+    fill(u, sqe, op);
+    op->state = FB_FLYING;
+    return 1;
+}
+
+static void uring_submit(struct fb_driver *d, struct fb_op *op)
+{
+    struct uring *u = (struct uring *)d;
+    if (op->code >= FB_CODES || !(u->info.supported >> op->code & 1)) {
+        fb_complete(d, op, -EOPNOTSUPP);
+        return;
+    }
+    if (!launch(u, op))
+        queue_waiting(u, op);
+}
+
+static void unqueue_waiting(struct uring *u, struct fb_op *op)
+{
+    struct fb_op **link = &u->waiting;
+    while (*link != op)
+        link = &(*link)->next;
+    *link = op->next;
+    if (!*link)
+        u->waiting_tail = link;
+}
+
+static int ask_cancel(struct uring *u, struct fb_op *op)
+{
+    struct io_uring_sqe *sqe = next_sqe(u);
+    if (!sqe)
+        return 0;
+    io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)op, 0);
+    sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+    io_uring_sqe_set_data64(sqe, 0);
+    return 1;
+}
+
+static void uring_cancel(struct fb_driver *d, struct fb_op *op)
+{
+    struct uring *u = (struct uring *)d;
+    if (op->state == FB_WAITING) {
+        unqueue_waiting(u, op);
+        fb_complete(d, op, op->moved ? (int32_t)op->moved : -ECANCELED);
+        return;
+    }
+    while (!ask_cancel(u, op)) {
+        /* The CQ overflowed, and the kernel refuses submissions until it is flushed. Reap and ask again: a request that
+         * was dropped here would leave its fiber parked for ever. */
+        if (d->verbs->poll(d, 0) < 0 || op->state == FB_DONE)
+            return;
+    }
+}
+
+/* Buffers. */
+
+static void give(struct uring *u, uint32_t bid)
+{
+    struct slab *s = &u->slabs[bid];
+    memset(s, 0, sizeof *s);
+    io_uring_buf_ring_add(u->table, u->memory + (size_t)bid * u->info.buffer_size, u->info.buffer_size,
+                          (unsigned short)bid, io_uring_buf_ring_mask(u->info.buffers), 0);
+    io_uring_buf_ring_advance(u->table, 1);
+    u->in_kernel++;
+}
+
+static void take(struct uring *u, struct fb_op *op, const struct io_uring_cqe *cqe)
+{
+    uint32_t bid = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    struct slab *s = &u->slabs[bid];
+    op->buffer = (int32_t)bid;
+    op->data = u->memory + (size_t)bid * u->info.buffer_size + s->used;
+    s->held++;
+    s->used += cqe->res > 0 ? (uint32_t)cqe->res : 0;
+    if (!(cqe->flags & CQE_F_BUF_MORE) && !s->finished) {
+        s->finished = 1;
+        u->in_kernel--;
+    }
+}
+
+static void uring_release(struct fb_driver *d, struct fb_op *op)
+{
+    struct uring *u = (struct uring *)d;
+    struct slab *s = &u->slabs[op->buffer];
+    assert(s->held > 0);
+    if (--s->held == 0 && s->finished)
+        give(u, (uint32_t)op->buffer);
+    op->buffer = -1;
+    op->data = NULL;
+}
+
+/* Reaping. */
+
+static void arm_wake(struct uring *u)
+{
+    struct io_uring_sqe *sqe = next_sqe(u);
+    if (!sqe) {
+        u->wake_op.state = FB_IDLE;
+        return;
+    }
+    io_uring_prep_read(sqe, u->base.wake_reader, u->wake_bytes, sizeof u->wake_bytes, (uint64_t)-1);
+    io_uring_sqe_set_data(sqe, &u->wake_op);
+    u->wake_op.state = FB_FLYING;
+}
+
+static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe *cqe)
+{
+    int32_t res = cqe->res;
+    if (cqe->flags & IORING_CQE_F_BUFFER)
+        take(u, op, cqe);
+    if (op->code == FB_RECV && res == -ENOBUFS) {
+        /* Every buffer holds data that its fiber has not copied yet. Arming again at once would fail at once: wait for
+         * one to come back. The bytes are still in the socket. */
+        u->base.count.starved++;
+        if (!op->cancelling) {
+            queue_waiting(u, op);
+            return;
+        }
+        res = -ECANCELED;
+    }
+    if (op->code == FB_SENDALL) {
+        if (res > 0 && op->moved + (uint64_t)res < op->len) {
+            op->moved += (uint64_t)res;
+            if (!op->cancelling) {
+                if (!launch(u, op))
+                    queue_waiting(u, op);
+                return;
+            }
+            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
+        } else if (res > 0) {
+            op->moved += (uint64_t)res;
+            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
+        } else if (op->moved) {
+            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
+        }
+    }
+    fb_complete(&u->base, op, res);
+}
+
+static unsigned reap(struct uring *u)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+    io_uring_for_each_cqe(&u->ring, head, cqe) {
+        struct fb_op *op = io_uring_cqe_get_data(cqe);
+        n++;
+        if (op == &u->wake_op) {
+            u->base.woken = 1;
+            u->base.count.wakes++;
+            u->wake_op.state = FB_IDLE;
+        } else if (op) {
+            finish(u, op, cqe);
+        }
+    }
+    io_uring_cq_advance(&u->ring, n);
+    return n;
+}
+
+static void relaunch(struct uring *u)
+{
+    if (u->wake_op.state == FB_IDLE)
+        arm_wake(u);
+    while (u->waiting) {
+        struct fb_op *op = u->waiting;
+        struct fb_op *next = op->next;
+        if (!launch(u, op))
+            break;
+        u->waiting = next;
+        if (!next)
+            u->waiting_tail = &u->waiting;
+    }
+}
+
+static unsigned kernel_wants(struct uring *u)
+{
+    return IO_URING_READ_ONCE(*u->ring.sq.kflags) & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
+}
+
+static int uring_ready(struct fb_driver *d)
+{
+    struct uring *u = (struct uring *)d;
+    return io_uring_sq_ready(&u->ring) || io_uring_cq_ready(&u->ring) || kernel_wants(u) || d->done != NULL ||
+           u->waiting != NULL;
+}
+
+/* Waiting, and signals.
+ *
+ * Facts: a signal ends io_uring_enter with EINTR even with SA_RESTART, but an enter that also submitted returns the
+ * count of submissions instead, and liburing 2.3 without a timeout argument goes back to sleep after it. With
+ * DEFER_TASKRUN completions appear only on an enter that asks for events.
+ * Consequence: what the call returned says nothing about why it returned.
+ * Choice: always a timeout argument (years, when there is none), no retry here, and no verdict beyond "the ring is
+ * broken": the scheduler looks at signals and the clock after every wait without a completion.
+ * Cost: 50 ns for copying the timeout. */
+static int uring_poll(struct fb_driver *d, int64_t timeout_ns)
+{
+    struct uring *u = (struct uring *)d;
+    struct io_uring_cqe *cqe;
+    int r;
+    relaunch(u);
+    if (timeout_ns == 0 || d->done || io_uring_cq_ready(&u->ring)) {
+        if (!io_uring_sq_ready(&u->ring) && !kernel_wants(u)) {
+            reap(u);
+            return 0;
+        }
+        d->count.enters++;
+        r = io_uring_submit_and_get_events(&u->ring);
+    } else {
+        struct __kernel_timespec limit = {.tv_sec = 1 << 30};
+        if (timeout_ns > 0) {
+            limit.tv_sec = timeout_ns / 1000000000;
+            limit.tv_nsec = timeout_ns % 1000000000;
+        }
+        d->count.enters++;
+        d->count.waits++;
+        r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &limit, NULL);
+    }
+    reap(u);
+    /* ETIME: the limit. EINTR: a signal. EBUSY, EAGAIN: the kernel is short of room or memory; what was reaped made
+     * some, and nothing that was queued is lost. */
+    if (r < 0 && r != -ETIME && r != -EINTR && r != -EBUSY && r != -EAGAIN)
+        return r;
+    return 0;
+}
+
+/* Set-up. */
+
+static int set_up_ring(struct uring *u, const struct fb_uring_config *c)
+{
+    /* Peeled from the right on EINVAL: each is an optimisation that older or restricted kernels lack. Without
+     * DEFER_TASKRUN the cost is 45 % (design.md 5), not correctness. */
+    static const unsigned PEEL[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
+        IORING_SETUP_SUBMIT_ALL,
+        0,
+    };
+    unsigned sq = c->sq_entries ? c->sq_entries : SQ_ENTRIES, cq = c->cq_entries ? c->cq_entries : CQ_ENTRIES;
+    unsigned peel = 0;
+    for (;;) {
+        struct io_uring_params p = {0};
+        unsigned want = PEEL[peel];
+        int r;
+        if (want & c->forbid & 0xffffff) {
+            peel++;
+            continue;
+        }
+        p.flags = want | IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE;
+        p.cq_entries = cq;
+        r = io_uring_queue_init_params(sq, &u->ring, &p);
+        if (r == -EINVAL && peel + 1 < sizeof PEEL / sizeof *PEEL) {
+            peel++;
+        } else if (r == -ENOMEM && sq > 16) {
+            /* Rings count against RLIMIT_MEMLOCK again since Linux 6.14. */
+            sq /= 2;
+            cq /= 2;
+        } else {
+            u->info.setup_flags = p.flags;
+            u->info.features = p.features;
+            u->info.sq_entries = p.sq_entries;
+            u->info.cq_entries = p.cq_entries;
+            return r;
+        }
+    }
+}
+
+static void probe(struct uring *u)
+{
+    struct io_uring_probe *p = io_uring_get_probe_ring(&u->ring);
+    for (int code = 0; code < FB_CODES; code++)
+        if (!p || io_uring_opcode_supported(p, KERNEL_OPCODE[code]))
+            u->info.supported |= 1ull << code;
+    io_uring_free_probe(p);
+}
+
+static int set_up_buffers(struct uring *u, const struct fb_uring_config *c, int incremental)
+{
+    /* 64 KiB buffers when the kernel hands out slices of them (6.12), else 16 KiB ones: 4 KiB cost five times the CPU
+     * on 64 KiB messages. Untouched pages are not resident. */
+    uint32_t n = c->buffers ? c->buffers : incremental ? 64 : 256;
+    uint32_t size = c->buffer_size ? c->buffer_size : incremental ? 65536 : 16384;
+    struct io_uring_buf_reg reg;
+    int r;
+    if (n > MAX_BUFFERS || (n & (n - 1)))
+        return -EINVAL;
+    u->info.buffers = n;
+    u->info.buffer_size = size;
+    u->table = mmap(NULL, n * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    u->memory = mmap(NULL, (size_t)n * size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE, -1, 0);
+    u->slabs = calloc(n, sizeof *u->slabs);
+    if (u->table == MAP_FAILED || u->memory == MAP_FAILED || !u->slabs)
+        return -ENOMEM;
+    memset(&reg, 0, sizeof reg);
+    reg.ring_addr = (uint64_t)(uintptr_t)u->table;
+    reg.ring_entries = n;
+    reg.bgid = 0;
+    if (incremental) {
+        uint16_t flags = PBUF_RING_INC; /* named `pad` in liburing 2.3, `flags` later */
+        memcpy((char *)&reg + offsetof(struct io_uring_buf_reg, bgid) + sizeof reg.bgid, &flags, sizeof flags);
+    }
+    r = io_uring_register_buf_ring(&u->ring, &reg, 0);
+    if (r < 0)
+        return r;
+    u->info.incremental = (uint32_t)incremental;
+    io_uring_buf_ring_init(u->table);
+    for (uint32_t bid = 0; bid < n; bid++)
+        give(u, bid);
+    return 0;
+}
+
+static void free_buffers(struct uring *u)
+{
+    if (u->table && u->table != MAP_FAILED)
+        munmap(u->table, u->info.buffers * sizeof(struct io_uring_buf));
+    if (u->memory && u->memory != MAP_FAILED)
+        munmap(u->memory, (size_t)u->info.buffers * u->info.buffer_size);
+    free(u->slabs);
+    u->table = NULL;
+    u->memory = NULL;
+    u->slabs = NULL;
+    u->in_kernel = 0;
+}
+
+/* Everything in flight is cancelled and waited for before memory goes: the kernel writes into it until the last CQE.
+ * Ops that are still somebody's complete into the done list and are dropped with it. */
+static void uring_close(struct fb_driver *d)
+{
+    struct uring *u = (struct uring *)d;
+    struct io_uring_sync_cancel_reg all = {
+        .flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .fd = -1, .timeout = {1, 0}};
+    for (struct fb_op *op = u->waiting; op; op = u->waiting) {
+        op->cancelling = 1;
+        uring_cancel(d, op);
+    }
+    /* Results: the count of ops cancelled (the read of the wake pipe is one), or -ENOENT, or -ETIME: one runs on in a
+     * worker and is polled for below. */
+    io_uring_submit(&u->ring);
+    io_uring_register_sync_cancel(&u->ring, &all);
+    for (int i = 0; i < 100; i++) {
+        while (fb_reap(d))
+            ;
+        if (!d->flying || uring_poll(d, 10000000) < 0)
+            break;
+    }
+    io_uring_queue_exit(&u->ring);
+    if (!d->flying) /* else leaked on purpose: an uncancellable op may still write */
+        free_buffers(u);
+    fb_driver_fini(d);
+    free(u);
+}
+
+void fb_uring_abandon(struct fb_driver *d)
+{
+    struct uring *u = (struct uring *)d;
+    close(u->ring.ring_fd);
+    fb_driver_fini(d);
+}
+
+static const struct fb_verbs URING = {
+    .name = "uring",
+    .submit = uring_submit,
+    .cancel = uring_cancel,
+    .poll = uring_poll,
+    .ready = uring_ready,
+    .release = uring_release,
+    .close = uring_close,
+};
+
+struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error, const char **step)
+{
+    static const struct fb_uring_config DEFAULTS;
+    const struct fb_uring_config *c = config ? config : &DEFAULTS;
+    unsigned workers[2] = {4, 64}; /* bounded (files), unbounded (the rest): 400 threads were seen without a cap */
+    struct uring *u = calloc(1, sizeof *u);
+    *error = -ENOMEM;
+    *step = "memory";
+    if (!u)
+        return NULL;
+    u->waiting_tail = &u->waiting;
+    *step = "pipe2";
+    if ((*error = fb_driver_init(&u->base, &URING)) < 0)
+        goto no_pipe;
+    *step = "io_uring_setup";
+    if ((*error = set_up_ring(u, c)) < 0)
+        goto no_ring;
+    *step = "io_uring without EXT_ARG and NODROP (Linux 5.11)";
+    *error = -ENOSYS;
+    if (!(u->info.features & IORING_FEAT_EXT_ARG) || !(u->info.features & IORING_FEAT_NODROP))
+        goto no_features;
+    probe(u);
+    *step = "io_uring provided buffers (Linux 5.19)";
+    if (!(c->forbid & FB_FORBID_INC))
+        *error = set_up_buffers(u, c, 1);
+    if ((c->forbid & FB_FORBID_INC) || *error < 0) {
+        free_buffers(u);
+        if ((*error = set_up_buffers(u, c, 0)) < 0)
+            goto no_features;
+    }
+    u->info.registered_fd = io_uring_register_ring_fd(&u->ring) == 1; /* 48 ns an enter; absent before 5.18 */
+    io_uring_register_iowq_max_workers(&u->ring, workers);            /* absent before 5.15: the kernel's own caps hold */
+    io_uring_ring_dontfork(&u->ring);
+    arm_wake(u);
+    /* A sandbox may let set-up pass and forbid enter: try a round trip before anybody depends on it. */
+    *step = "io_uring_enter";
+    u->base.count.enters++;
+    if ((*error = io_uring_submit(&u->ring)) < 0)
+        goto no_features;
+    *error = 0;
+    return &u->base;
+no_features:
+    io_uring_queue_exit(&u->ring);
+    free_buffers(u);
+no_ring:
+    fb_driver_fini(&u->base);
+no_pipe:
+    free(u);
+    return NULL;
+}
+
+void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { *info = ((struct uring *)d)->info; }
+
+#endif

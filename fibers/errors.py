@@ -1,0 +1,63 @@
+"""Every exception the package defines.
+
+Rule 1: what comes from the kernel is OSError, what timed out is the builtin TimeoutError; nothing here wraps them.
+Rule 2: Cancelled is a BaseException that nobody can construct: it exists only because a scope was cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+__all__ = ["Cancelled", "DeadlockError", "FiberCancelled", "IncompleteRead", "InternalError"]
+
+
+class Cancelled(BaseException):
+    """Raised at every cancel point of a cancelled scope, until the scope is left; never catch it for good.
+
+    `reason` says why. There is no constructor: call scope.cancel() (semantics.md D2).
+    """
+
+    reason: str | None
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> NoReturn:
+        """Refuse: only a cancelled scope makes one."""
+        msg = "fibers.Cancelled has no public constructor: call scope.cancel()"
+        raise TypeError(msg)
+
+    def __init__(self, *_args: object) -> None:
+        """Do nothing; see __new__."""
+
+    def __str__(self) -> str:
+        """Return the reason."""
+        return f"cancelled: {self.reason}" if self.reason else "cancelled"
+
+
+def make_cancelled(reason: str | None) -> Cancelled:
+    """Make the exception that a cancel point raises."""
+    error: Cancelled = BaseException.__new__(Cancelled)
+    error.reason = reason
+    return error
+
+
+class FiberCancelled(Exception):  # noqa: N818 - the name is settled in api.md
+    """The fiber whose result was asked for ended by cancellation, or main did.
+
+    An ordinary exception, so that it is never confused with the caller's own Cancelled (semantics.md B4).
+    """
+
+
+class DeadlockError(RuntimeError):
+    """Nothing can run and nothing outside can wake the run; the message is the tree with what each fiber waits for."""
+
+
+class InternalError(RuntimeError):
+    """The scheduler itself failed; the cause is its `__cause__`. No fiber was resumed after it (semantics.md A6)."""
+
+
+class IncompleteRead(EOFError):  # noqa: N818 - the name is settled in api.md
+    """The stream ended before what was asked for had come; `partial` holds what had."""
+
+    def __init__(self, message: str, partial: bytes) -> None:
+        """Keep the bytes that did come."""
+        super().__init__(message)
+        self.partial = partial

@@ -1,0 +1,22 @@
+"""Every test leaves the process as it found it: the same descriptors, no run in the thread."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+from helpers import open_fds, raised
+
+import fibers
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    before = open_fds()
+    yield
+    gc.collect()
+    after = open_fds()
+    leaked = {fd: after[fd] for fd in after.keys() - before.keys()}
+    lost = {fd: before[fd] for fd in before.keys() - after.keys()}
+    assert not leaked, f"descriptors left open: {leaked}"
+    assert not lost, f"descriptors closed that were not the test's: {lost}"
+    assert isinstance(raised(fibers.current), RuntimeError), "a run is left in this thread"

@@ -1,0 +1,227 @@
+"""House rules that a machine can check: layers, cycles, sizes, headers, and what docstrings promise about
+parking.
+
+The source is the checkout's; the objects are those of the package that is imported, with its C functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING
+
+import pytest
+from programs import CHECKOUT
+
+import fibers
+from fibers import net
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PACKAGE = CHECKOUT / "fibers"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+C_FILES = sorted(PACKAGE.rglob("*.[ch]"))
+REST = [
+    path for name in ("tests", "examples", "benchmarks") for path in sorted((CHECKOUT / name).rglob("*.py"))
+]
+
+# A module may import from its own layer and from those below it. The longest prefix decides.
+LAYERS = {
+    "fibers.errors": 0,
+    "fibers.driver": 1,
+    "fibers.scope": 2,
+    "fibers.fiber": 2,
+    "fibers.runtime": 3,
+    "fibers.net": 4,
+    "fibers": 5,  # the package itself: it only gathers the public names
+}
+
+# Limits of size: a file that outgrows them has two responsibilities.
+C_LINES = 1500
+PYTHON_LINES = 800
+HEADER_LINES = 30
+
+# The three sentences, and who says which. A public function outside the table never parks, and says none.
+CANCEL_POINT = "Parks; a cancel point."
+IF_IT_MUST_WAIT = "Parks only if it must wait; then a cancel point."
+NEVER = "May park; never a cancel point."
+SENTENCES = (CANCEL_POINT, IF_IT_MUST_WAIT, NEVER)
+PARKS = {
+    "fibers.sleep": CANCEL_POINT,
+    "fibers.sleep_until": CANCEL_POINT,
+    "fibers.checkpoint": CANCEL_POINT,
+    "fibers.park": CANCEL_POINT,
+    "fibers.Fiber.join": IF_IT_MUST_WAIT,
+    "fibers.Fiber.result": IF_IT_MUST_WAIT,
+    "fibers.Fiber.exception": IF_IT_MUST_WAIT,
+    "fibers.net.connect": CANCEL_POINT,
+    "fibers.net.serve": CANCEL_POINT,
+    "fibers.net.Listener.accept": CANCEL_POINT,
+    "fibers.net.Listener.close": NEVER,
+    "fibers.net.Stream.recv": CANCEL_POINT,
+    "fibers.net.Stream.recv_into": CANCEL_POINT,
+    "fibers.net.Stream.recv_exactly": CANCEL_POINT,
+    "fibers.net.Stream.recv_until": CANCEL_POINT,
+    "fibers.net.Stream.send": CANCEL_POINT,
+    "fibers.net.Stream.sendall": CANCEL_POINT,
+    "fibers.net.Stream.sendmsg": CANCEL_POINT,
+    "fibers.net.Stream.close": NEVER,
+}
+
+
+def name_of(path: Path) -> str:
+    """The module's name: fibers/net/__init__.py is fibers.net."""
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+# With the compiled module and its native face, which are stubs here.
+KNOWN = {name_of(path) for path in [*MODULES, *PACKAGE.rglob("*.pyi")]}
+
+
+def layer(module: str) -> int:
+    while module not in LAYERS:
+        module = module.rpartition(".")[0]
+    return LAYERS[module]
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a module that runs: not what stands under `if TYPE_CHECKING`."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from statements(child)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of fibers that this module imports when it is imported."""
+    found = set()
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1])
+                base = f"{above}.{base}".rstrip(".")
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= names & KNOWN
+            if names - KNOWN:
+                found.add(base)
+    return {name for name in found if name.split(".")[0] == "fibers"}
+
+
+def by_name(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(CHECKOUT)) for path in paths])
+
+
+# Layers
+
+
+@by_name(MODULES)
+def test_imports_point_downwards(path: Path) -> None:
+    own = layer(name_of(path))
+    upwards = {name for name in imports(path) if layer(name) > own}
+    assert not upwards, f"{name_of(path)} is in layer {own}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {name_of(path): imports(path) - {name_of(path)} for path in MODULES}
+    TopologicalSorter(graph).prepare()  # CycleError names the cycle
+
+
+@by_name(MODULES)
+def test_imports_stand_at_the_top_of_the_module(path: Path) -> None:
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef | ast.Lambda):
+            inside = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+            assert not inside, f"line {inside[0].lineno}"
+
+
+def test_only_native_c_knows_python_and_greenlet() -> None:
+    """Every other C file compiles, and can be sanitised and fuzzed, without Python."""
+    for path in C_FILES:
+        knows = re.findall(r'#\s*include\s*[<"](?:Python|.*greenlet)\.h[>"]', path.read_text())
+        assert not knows or path.name.startswith("native"), path.name
+
+
+# Files
+
+
+@by_name(MODULES)
+def test_a_module_opens_with_its_responsibility(path: Path) -> None:
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert header, "no docstring"
+    lines = header.splitlines()
+    assert lines[0].endswith((".", ":")), "the first line is a sentence"
+    assert len(lines) <= HEADER_LINES or path.name == "__init__.py"
+
+
+@by_name(C_FILES)
+def test_a_c_file_opens_with_a_comment(path: Path) -> None:
+    assert path.read_text().startswith("/*")
+
+
+@by_name(MODULES + C_FILES)
+def test_a_file_has_one_responsibility_or_at_least_its_size(path: Path) -> None:
+    limit = PYTHON_LINES if path.suffix == ".py" else C_LINES
+    assert len(path.read_text().splitlines()) <= limit
+
+
+@by_name(MODULES + C_FILES + REST)
+def test_nothing_is_left_for_later(path: Path) -> None:
+    later = re.findall(r"\b(?:T[O]DO|F[I]XME|X[X]X)\b", path.read_text())
+    assert not later, "file an issue instead"
+
+
+# Docstrings
+
+
+def public(module: object) -> list[str]:
+    return list(module.__all__)  # type: ignore[attr-defined]
+
+
+def public_callables() -> Iterator[tuple[str, object]]:
+    """The public functions, and the public methods of the public classes."""
+    for module in (fibers, net):
+        for name in public(module):
+            thing = getattr(module, name)
+            if inspect.isclass(thing):
+                for method in dir(thing):
+                    inherited = any(hasattr(base, method) for base in (object, BaseException))
+                    if not method.startswith("_") and not inherited and callable(getattr(thing, method)):
+                        yield f"{module.__name__}.{name}.{method}", getattr(thing, method)
+            elif callable(thing):
+                yield f"{module.__name__}.{name}", thing
+
+
+CALLABLES = dict(public_callables())
+
+
+@pytest.mark.parametrize("module", [fibers, net], ids=lambda module: module.__name__)
+def test_every_public_name_has_a_docstring(module: object) -> None:
+    for name in public(module):
+        thing = getattr(module, name)
+        if not isinstance(thing, str):
+            assert inspect.getdoc(thing), name
+
+
+def test_every_public_method_has_a_docstring() -> None:
+    assert [name for name, thing in CALLABLES.items() if not inspect.getdoc(thing)] == []
+
+
+def test_functions_that_park_are_public() -> None:
+    assert set(PARKS) - set(CALLABLES) == set()
+
+
+@pytest.mark.parametrize("name", sorted(CALLABLES))
+def test_docstring_says_whether_it_parks(name: str) -> None:
+    text = " ".join((inspect.getdoc(CALLABLES[name]) or "").split())
+    said = [sentence for sentence in SENTENCES if sentence in text]
+    expected = [PARKS[name]] if name in PARKS else []
+    assert said == expected
