@@ -50,14 +50,10 @@ def parser() -> argparse.ArgumentParser:
         rounds = f"{ECHO_ROUNDS} for echo, {MICRO_ROUNDS} for the others"
         if name != "all":
             rounds = str(ECHO_ROUNDS if name == "echo" else MICRO_ROUNDS)
-        sub.add_argument(
-            "--rounds", type=positive, metavar="N", help=f"samples of every peer (default: {rounds})"
-        )
+        sub.add_argument("--rounds", type=positive, metavar="N", help=f"samples of every peer (default: {rounds})")
         sub.add_argument("--peers", metavar="A,B,C", help=f"only these of: {', '.join(known)}")
         sub.add_argument("--json", metavar="FILE", help="write the samples to FILE; - is standard output")
-        sub.add_argument(
-            "--cores", metavar="A,B", help="the measured core and the other one (default: the first two)"
-        )
+        sub.add_argument("--cores", metavar="A,B", help="the measured core and the other one (default: the first two)")
         if name in ("echo", "all"):
             add_echo_options(sub)
         if name not in ("echo", "all"):
@@ -73,9 +69,7 @@ def add_echo_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--growth", action="store_true", help=f"measure at {few} and {many} connections, and show the growth"
     )
-    sub.add_argument(
-        "--size", type=positive, default=1024, metavar="B", help="bytes of a message (default: 1024)"
-    )
+    sub.add_argument("--size", type=positive, default=1024, metavar="B", help="bytes of a message (default: 1024)")
     sub.add_argument("--secs", type=float, default=2.0, metavar="S", help="seconds of a sample (default: 2)")
     sub.add_argument(
         "--warmup",

@@ -101,10 +101,7 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> tuple[l
             title=f"CPU time of the server per request, {args.size:,} bytes there and back, "
             f"rounds: {args.rounds} of {args.secs:g} s",
             unit="ns",
-            rows=[
-                Row(row.peer, row.title, row.command, missing=row.missing, failure=row.failure)
-                for row in rows
-            ],
+            rows=[Row(row.peer, row.title, row.command, missing=row.missing, failure=row.failure) for row in rows],
             baselines=("c-uring", "gevent", "uvloop-protocol"),
             budgets=BUDGETS.get(number, ()),
             columns=("requests_per_second", "p50_us", "p99_us"),
@@ -142,8 +139,7 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> tuple[l
     if not args.growth:
         return results, []
     small, large = (
-        next(result for result in results if result.settings["connections"] == number)
-        for number in (FEW, MANY)
+        next(result for result in results if result.settings["connections"] == number) for number in (FEW, MANY)
     )
     return results, [growth_table(small, large, "c-uring")]
 

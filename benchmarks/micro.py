@@ -111,9 +111,7 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> list[Re
                 name=name,
                 title=f"{benchmark.title}, rounds: {args.rounds}",
                 unit=benchmark.unit,
-                rows=[
-                    prepared(peer, peer, preparing(peer, name)) for peer in names if peer in benchmark.peers
-                ],
+                rows=[prepared(peer, peer, preparing(peer, name)) for peer in names if peer in benchmark.peers],
                 baselines=("gevent", "asyncio", "uvloop"),
                 budgets=benchmark.budgets,
                 digits=benchmark.digits,

@@ -230,9 +230,7 @@ def markdown(cells: list[list[str]]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     versions: dict[str, str | None] = {}
     for package in ("fibers-io", "greenlet", "gevent", "uvloop", "trio"):
         try:

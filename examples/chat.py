@@ -20,7 +20,7 @@ class Member:
     def __init__(self, stream: net.Stream) -> None:
         self.stream = stream
         self.outbox: deque[bytes] = deque(maxlen=BACKLOG)
-        self.idle_writer: fibers.Fiber | None = None
+        self.idle_writer: fibers.Fiber[object] | None = None
 
     def tell(self, line: bytes) -> None:
         self.outbox.append(line)

@@ -52,7 +52,7 @@ def tree(scope: fibers.Scope, depth: int = 1) -> Iterator[str]:
     """One line per fiber; fibers of one name that have no children of their own share a line."""
     alike: Counter[str] = Counter()
     for fiber in scope.children:
-        below = list(tree(fiber.scope, depth + 1))
+        below = list(tree(fiber.scope, depth + 1)) if fiber.scope else []
         if below:
             yield "    " * depth + fiber.name
             yield from below
@@ -136,13 +136,13 @@ def load(control_port: int, service_port: int, connections: int) -> None:
     requests, start = 0, time.perf_counter()
     while (now := time.perf_counter()) < start + SECONDS:
         for key, _ in poller.select(0.1):
-            peer = key.fileobj
-            assert isinstance(peer, socket.socket)
-            missing[peer] -= len(peer.recv(65536))
-            if missing[peer] == 0:
+            ready = key.fileobj
+            assert isinstance(ready, socket.socket)
+            missing[ready] -= len(ready.recv(65536))
+            if missing[ready] == 0:
                 requests += 1
-                missing[peer] = len(MESSAGE)
-                peer.sendall(MESSAGE)
+                missing[ready] = len(MESSAGE)
+                ready.sendall(MESSAGE)
     control.sendall(f"{requests} {now - start:.1f}\n".encode())
 
     closed = 0

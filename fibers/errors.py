@@ -39,7 +39,7 @@ def make_cancelled(reason: str | None) -> Cancelled:
     return error
 
 
-class FiberCancelled(Exception):  # noqa: N818 - the name is settled in api.md
+class FiberCancelled(Exception):
     """The fiber whose result was asked for ended by cancellation, or main did.
 
     An ordinary exception, so that it is never confused with the caller's own Cancelled (semantics.md B4).
@@ -54,7 +54,7 @@ class InternalError(RuntimeError):
     """The scheduler itself failed; the cause is its `__cause__`. No fiber was resumed after it (semantics.md A6)."""
 
 
-class IncompleteRead(EOFError):  # noqa: N818 - the name is settled in api.md
+class IncompleteRead(EOFError):
     """The stream ended before what was asked for had come; `partial` holds what had."""
 
     def __init__(self, message: str, partial: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from fibers import scope
 from fibers.driver import native
 from fibers.driver.native import (
     cancelled,
@@ -18,6 +17,14 @@ from fibers.driver.native import (
     sleep_until,
     spawn,
     unpark,
+)
+from fibers.scope import (
+    Scope,
+    child_failed,
+    fiber_cancelled,
+    make_visible_cancelled,
+    settle_fiber,
+    warn_swallowing,
 )
 
 if TYPE_CHECKING:
@@ -85,11 +92,11 @@ def walk(fiber: Fiber[object], depth: int = 0) -> Iterator[tuple[int, Fiber[obje
 native.configure(
     {
         "fiber_type": Fiber,
-        "scope_type": scope.Scope,
-        "cancelled": scope.make_visible_cancelled,
-        "settle": scope.settle_fiber,
-        "child_failed": scope.child_failed,
-        "redelivered": scope.warn_swallowing,
-        "fiber_cancelled": scope.fiber_cancelled,
+        "scope_type": Scope,
+        "cancelled": make_visible_cancelled,
+        "settle": settle_fiber,
+        "child_failed": child_failed,
+        "redelivered": warn_swallowing,
+        "fiber_cancelled": fiber_cancelled,
     }
 )

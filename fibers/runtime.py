@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import os
 import signal
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -164,10 +163,11 @@ class Interrupts:
         self.active = False
         if signal.set_wakeup_fd(self.wake_before, warn_on_full_buffer=False) == -1 and self.wake_before != -1:
             signal.set_wakeup_fd(-1)
-        if self.before is not None and signal.getsignal(signal.SIGINT) is self:
-            signal.signal(signal.SIGINT, self.before)
+        before = self.before
+        if before is not None and signal.getsignal(signal.SIGINT) is self:
+            signal.signal(signal.SIGINT, before)
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
         """Handle a SIGINT."""
         core = self.core
         busy = core._current is not None and frame is not None
@@ -182,6 +182,7 @@ def run(
     *args: object,
     driver: str | None = None,
     clock: str | None = None,
+    cleanup_grace: float = 1.0,
     shuffle_seed: int | None = None,
     strict: bool = False,
     debug: bool | None = None,
@@ -189,9 +190,10 @@ def run(
     """Run main(*args) as the root fiber in this thread; return its value or raise its failure when all has ended.
 
     `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
-    virtual clock that jumps when nothing is runnable (tests). `shuffle_seed`: a random but repeatable ready order, for
-    tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: default $FIBERS_DEBUG; a failure of
-    the scheduler then keeps its own traceback.
+    virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: seconds, checked and kept for D10, which
+    is not in this release: cancel points raise also during a cleanup. `shuffle_seed`: a random but repeatable ready
+    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: default $FIBERS_DEBUG; a
+    failure of the scheduler then keeps its own traceback.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
@@ -200,10 +202,13 @@ def run(
         msg = "can't run inside fibers.run(): this thread is in one already; use spawn"
         raise RuntimeError(msg)
     if not callable(main):
-        msg = f"run needs a function to call, got {main!r}"
+        msg = f"run needs a function to call, got {main!r}"  # type: ignore[unreachable]  # callers have no types
         raise TypeError(msg)
     if clock not in (None, "auto"):
         msg = f"unknown clock {clock!r}; know None (real time) and 'auto' (virtual)"
+        raise ValueError(msg)
+    if not cleanup_grace >= 0:
+        msg = f"cleanup_grace can't be negative or NaN: {cleanup_grace!r}"
         raise ValueError(msg)
     if debug is None:
         debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")

@@ -36,7 +36,7 @@ MARK = "__fibers_made_this_group__"
 
 
 class Scope(native.Scope):
-    """A block that owns the fibers spawned in it and can be cancelled as a whole. See scope(), timeout() and friends."""
+    """A block that owns the fibers spawned in it and can be cancelled as a whole: see scope(), timeout() and such."""
 
     __slots__ = ()
 
@@ -109,7 +109,7 @@ def child_failed(scope: Scope, fiber: Fiber[object], failure: BaseException) -> 
             return
         try:
             scope._on_error(fiber, failure)
-        except BaseException as second:
+        except BaseException as second:  # noqa: BLE001 - a failure of the scope, whatever it is
             note(scope, second)
         return
     note(scope, failure)
@@ -161,7 +161,8 @@ def settle_scope(scope: Scope, error: BaseException | None) -> BaseException | N
 def escaped(error: BaseException | None) -> RuntimeError:
     """Make the error for a Cancelled that belongs to none of the scopes around it (D7)."""
     stray = RuntimeError(
-        "Cancelled escaped the scope it belongs to: was it kept and raised again, or does a generator hold a scope open?"
+        "Cancelled escaped the scope it belongs to: was it kept and raised again, "
+        "or does a generator hold a scope open?"
     )
     stray.__context__ = error
     return stray
@@ -337,6 +338,6 @@ def supervisor(
     Without, failures that nobody asked for by result() or exception() are raised at the exit (C7).
     """
     if on_error is not None and not callable(on_error):
-        msg = f"on_error must be callable, got {on_error!r}"
+        msg = f"on_error must be callable, got {on_error!r}"  # type: ignore[unreachable]  # callers have no types
         raise TypeError(msg)
     return native.make_scope(KIND_SUPERVISOR, None, None, False, limit, None, on_error)

@@ -415,9 +415,7 @@ def test_o4_a_server_without_descriptors_pauses_logs_once_and_resumes(tmp_path: 
     log = tmp_path / "stderr"
     clients: list[socket.socket] = []
     with log.open("wb") as stderr:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr
-        )
+        server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 PACKAGE = CHECKOUT / "fibers"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 C_FILES = sorted(PACKAGE.rglob("*.[ch]"))
-REST = [
-    path for name in ("tests", "examples", "benchmarks") for path in sorted((CHECKOUT / name).rglob("*.py"))
-]
+REST = [path for name in ("tests", "examples", "benchmarks") for path in sorted((CHECKOUT / name).rglob("*.py"))]
 
 # A module may import from its own layer and from those below it. The longest prefix decides.
 LAYERS = {
@@ -58,6 +56,10 @@ PARKS = {
     "fibers.Fiber.join": IF_IT_MUST_WAIT,
     "fibers.Fiber.result": IF_IT_MUST_WAIT,
     "fibers.Fiber.exception": IF_IT_MUST_WAIT,
+    "fibers.wait_readable": CANCEL_POINT,
+    "fibers.wait_writable": CANCEL_POINT,
+    "fibers.net.getaddrinfo": IF_IT_MUST_WAIT,
+    "fibers.net.listen": IF_IT_MUST_WAIT,
     "fibers.net.connect": CANCEL_POINT,
     "fibers.net.serve": CANCEL_POINT,
     "fibers.net.Listener.accept": CANCEL_POINT,

@@ -37,7 +37,9 @@ def switch(count: int) -> float:
 
     def main() -> float:
         watch = sample.Stopwatch()
-        fibers.gather(loop, loop)
+        with fibers.scope() as scope:
+            scope.spawn(loop)
+            scope.spawn(loop)
         return watch.microseconds(count)
 
     return fibers.run(main)

@@ -10,20 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fibers.driver import binding
 
 if binding.lib.fb_install() < 0:
     raise ImportError("the native half of fibers.driver.binding could not be installed")
-native: Any = sys.modules["fibers.driver.native"]
 
-if TYPE_CHECKING:
-    from fibers.driver import native  # type: ignore[no-redef]  # noqa: TC004
+from fibers.driver import native  # which fb_install has put into sys.modules
 
-__all__ = ["KNOWN", "available", "make", "native", "report"]
+__all__ = ["KNOWN", "available", "binding", "make", "native", "report"]
 
 KNOWN = ("uring",)
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")

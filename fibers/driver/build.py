@@ -39,7 +39,7 @@ struct fb_op {
     ...;
 };
 struct fb_counters { uint64_t submits, completions, cancels, enters, waits, wakes, starved; };
-struct fb_verbs { const char *name; ...; };
+struct fb_verbs { const char *name; int (*ready)(struct fb_driver *); ...; };
 struct fb_driver {
     const struct fb_verbs *verbs;
     uint32_t flying;
@@ -70,6 +70,7 @@ int fb_queue_reserve(struct fb_queue *, uint32_t);
 void fb_queue_push(struct fb_queue *, void *);
 void *fb_queue_pop(struct fb_queue *);
 int fb_queue_remove(struct fb_queue *, void *);
+void fb_queue_swap(struct fb_queue *, uint32_t);
 void fb_queue_fini(struct fb_queue *);
 
 struct fb_uring_config { uint32_t sq_entries, cq_entries, forbid, buffers, buffer_size; };
@@ -80,6 +81,7 @@ struct fb_uring_info {
 struct fb_driver *fb_uring_new(const struct fb_uring_config *, int *, const char **);
 void fb_uring_info(struct fb_driver *, struct fb_uring_info *);
 int fb_uring_built(void);
+void fb_uring_abandon(struct fb_driver *);
 
 int fb_install(void);
 

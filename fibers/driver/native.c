@@ -290,6 +290,7 @@ static PyObject *choose(Runtime *rt, Fiber *self, struct carrier *idle)
         }
         if (idle) {
             idle->job = f;
+            f->carrier = idle;
             set_running(rt, f);
             return NULL;
         }
@@ -298,6 +299,7 @@ static PyObject *choose(Runtime *rt, Fiber *self, struct carrier *idle)
             rt->pool = c->next;
             rt->pooled--;
             c->job = f;
+            f->carrier = c;
             set_running(rt, f);
             rt->switches++;
             return c->greenlet;
@@ -322,7 +324,7 @@ int fb_park(Fiber *f, int wait)
     f->wake = WAKE_OK;
     if (wait == WAIT_YIELD)
         fb_enqueue(rt, f);
-    f->greenlet = (PyObject *)PyGreenlet_GetCurrent();
+    Py_XSETREF(f->greenlet, (PyObject *)PyGreenlet_GetCurrent());
     target = choose(rt, f, NULL);
     if (target) {
         r = PyGreenlet_Switch((PyGreenlet *)target, NULL, NULL);
@@ -356,9 +358,10 @@ static int park_spurious(Runtime *rt, Fiber *f)
     fb_line_remove(f);
     fb_timer_disarm(&rt->timers, &f->timer);
     if (interrupted && interrupted != f && interrupted->state == FIBER_RUNNING && !interrupted->greenlet) {
-        /* The thrower stays on its greenlet, below us, and goes on when we next park or end. */
-        interrupted->state = FIBER_PARKED;
+        /* The thrower is stuck in its throw(): it goes on there when its turn comes. */
+        interrupted->greenlet = Py_NewRef(interrupted->carrier->greenlet);
         interrupted->wait = WAIT_YIELD;
+        fb_enqueue(rt, interrupted);
     }
     f->state = FIBER_RUNNING;
     rt->current = f;
@@ -634,6 +637,8 @@ void fb_scope_close(struct scope *s)
             f->redelivered = 0;
     }
     s->parent = NULL;
+    if (!s->is_root)
+        Py_DECREF(s->object); /* taken by enter: an open scope lives, whoever dropped it */
 }
 
 PyObject *fb_scope_object(struct scope *s)
@@ -815,6 +820,8 @@ static void finish(Runtime *rt, Fiber *f)
     Py_CLEAR(f->context);
     Py_CLEAR(f->spawner);
     Py_CLEAR(f->root.object);
+    Py_CLEAR(f->greenlet);
+    rt->deadlocks = 0;
     rt->inside--;
     if (is_main || rt->forked)
         rt->attention |= LOOK_END;
@@ -929,6 +936,7 @@ static int start_carrier(Runtime *rt, Fiber *f)
     if (!c->greenlet)
         return -1;
     c->job = f;
+    f->carrier = c;
     set_running(rt, f);
     rt->switches++;
     r = PyGreenlet_Switch((PyGreenlet *)c->greenlet, NULL, NULL);
@@ -1019,8 +1027,11 @@ static int look(Runtime *rt)
         call_hooked(rt);
     if ((why & LOOK_IDLE) && !rt->ready.len) {
         PyObject *e;
-        if (rt->pending)
-            return PyErr_Format(PyExc_RuntimeError, "deadlock: nothing can wake the run, nor can it be cancelled"), -1;
+        if (rt->pending || rt->deadlocks++ > 1) {
+            /* It was told, its tree was cancelled, and nothing has ended since. */
+            PyErr_SetString(PyExc_RuntimeError, "a deadlock that cancellation can't end");
+            return -1;
+        }
         e = PyObject_CallMethod((PyObject *)rt, "_on_idle", NULL);
         if (!e)
             return -1;

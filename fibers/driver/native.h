@@ -57,6 +57,7 @@ struct fiber {
     struct line joiners;
     struct fb_op op;
     struct fb_timer timer;    /* of the wait in progress */
+    struct carrier *carrier;  /* borrowed: what runs it, from its start to its end */
     PyObject *greenlet;       /* owned: what to switch to; NULL before its first start and while it runs */
     PyObject *fn, *args, *kwnames; /* owned until it has run */
     PyObject *context;        /* owned until it is done */
@@ -98,7 +99,7 @@ struct runtime {
     PyObject *trouble;        /* owned: an error of our own; ends the run */
     int64_t clock;            /* the virtual time */
     uint64_t fibers, spawned, switches, random;
-    uint32_t pooled, pass_left, attention, inside, external;
+    uint32_t pooled, pass_left, attention, inside, external, deadlocks;
     int poll_error;
     uint8_t virtual, shuffle, forked, running, held;
 };

@@ -497,6 +497,7 @@ static PyObject *scope_enter(Scope *o, PyObject *ignored)
     s->state = SCOPE_OPEN;
     f->scope->inner = s;
     f->scope = s;
+    Py_INCREF(o); /* given back by fb_scope_close */
     if (o->seconds >= 0) {
         int64_t now = fb_clock(f->runtime);
         o->at = o->seconds > INT64_MAX - now ? -1 : now + o->seconds;
@@ -756,7 +757,7 @@ static PyTypeObject ScopeType = {
 
 static PyObject *runtime_run(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
 {
-    PyObject *args;
+    PyObject *args, *main;
     int r;
     if (fb_runtime)
         return PyErr_Format(PyExc_RuntimeError, "can't run inside fibers.run(): this thread is in one already; use spawn");
@@ -775,14 +776,17 @@ static PyObject *runtime_run(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
     fb_enqueue(rt, rt->main);
     r = fb_hub(rt);
     rt->current = NULL;
+    main = (PyObject *)rt->main;
+    if (r == 0)
+        rt->main = NULL; /* ours now: no cycle is left between the fiber and its run */
     if (rt->forked)
-        return r < 0 ? NULL : Py_NewRef((PyObject *)rt->main);
+        return r < 0 ? NULL : main;
     if (r == 0)
         r = fb_end_carriers(rt);
     fb_runtime = NULL;
     fb_close(rt->driver);
     rt->driver = NULL;
-    return r < 0 ? NULL : Py_NewRef((PyObject *)rt->main);
+    return r < 0 ? NULL : main;
 }
 
 static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

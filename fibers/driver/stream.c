@@ -1,4 +1,5 @@
-/* The hot calls on sockets: recv, send and their kin as methods of the base type Stream, which owns one fd.
+/* The hot calls on sockets: recv, send and their kin as methods of the base type Stream, which owns one fd; its own base
+ * File is what a listener is.
  *
  *  1. An op in flight is linked to the stream's file record, never found by fd number: numbers are reused.
  *  2. What the kernel moved is delivered, also to a cancelled fiber (res >= 0 happened).
@@ -521,7 +522,20 @@ static void stream_dealloc(Stream *s)
     type->tp_free((PyObject *)s);
 }
 
-static PyMethodDef METHODS[] = {
+static PyMethodDef FILE_METHODS[] = {
+    {"close", METHOD(stream_close), METH_NOARGS,
+     "close()\n--\n\nClose; idempotent. Fibers that wait on it get OSError(EBADF) (semantics.md F6).\n\n"
+     "May park; never a cancel point."},
+    {"fileno", METHOD(stream_fileno), METH_NOARGS, "fileno()\n--\n\nIts file descriptor; -1 when closed."},
+    {"settimeout", METHOD(stream_settimeout), METH_O,
+     "settimeout(timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
+    {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout()\n--\n\nWhat settimeout set."},
+    {"_accept", METHOD(stream_accept), METH_O, NULL},
+    {"_detach", METHOD(stream_detach), METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef STREAM_METHODS[] = {
     {"recv", METHOD(stream_recv), METH_O,
      "recv(n, /)\n--\n\nReceive up to n bytes; b'' at the end of the stream. Parks; a cancel point."},
     {"recv_into", METHOD(stream_recv_into), METH_O,
@@ -535,17 +549,8 @@ static PyMethodDef METHODS[] = {
      "sendmsg(buffers, /)\n--\n\nSend from several buffers at once; the number of bytes sent. Parks; a cancel point."},
     {"shutdown", METHOD(stream_shutdown), METH_O,
      "shutdown(how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
-    {"close", METHOD(stream_close), METH_NOARGS,
-     "close()\n--\n\nClose; idempotent. Fibers that wait on it get OSError(EBADF) (semantics.md F6).\n\n"
-     "May park; never a cancel point."},
-    {"fileno", METHOD(stream_fileno), METH_NOARGS, "fileno()\n--\n\nIts file descriptor; -1 when closed."},
-    {"settimeout", METHOD(stream_settimeout), METH_O,
-     "settimeout(timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
-    {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout()\n--\n\nWhat settimeout set."},
     {"_receive", METHOD(stream_receive), METH_O, NULL},
-    {"_accept", METHOD(stream_accept), METH_O, NULL},
     {"_connect", METHOD(stream_connect), METH_FASTCALL, NULL},
-    {"_detach", METHOD(stream_detach), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -564,18 +569,31 @@ static PyMemberDef MEMBERS[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyTypeObject StreamType = {
+static PyTypeObject FileType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "fibers.driver.native.Stream",
+    .tp_name = "fibers.driver.native.File",
     .tp_basicsize = sizeof(Stream),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .tp_new = stream_new,
     .tp_dealloc = (destructor)stream_dealloc,
     .tp_finalize = stream_finalize,
     .tp_weaklistoffset = offsetof(Stream, weakrefs),
-    .tp_methods = METHODS,
+    .tp_methods = FILE_METHODS,
     .tp_getset = FIELDS,
     .tp_members = MEMBERS,
 };
 
-int fb_add_stream(PyObject *module) { return PyModule_AddType(module, &StreamType); }
+static PyTypeObject StreamType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fibers.driver.native.Stream",
+    .tp_basicsize = sizeof(Stream),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_dealloc = (destructor)stream_dealloc,
+    .tp_methods = STREAM_METHODS,
+    .tp_base = &FileType,
+};
+
+int fb_add_stream(PyObject *module)
+{
+    return PyModule_AddType(module, &FileType) < 0 ? -1 : PyModule_AddType(module, &StreamType);
+}

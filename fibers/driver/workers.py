@@ -97,7 +97,7 @@ class Pool:
                 continue
             try:
                 job.value = job.call()
-            except BaseException as error:  # the fiber's to see, whatever it is
+            except BaseException as error:  # noqa: BLE001 - the fiber's to see, whatever it is
                 job.error = error
             job.runtime._soon(finish, job)
             del job

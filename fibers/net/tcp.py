@@ -20,7 +20,8 @@ from fibers.driver import native
 from fibers.errors import IncompleteRead
 from fibers.net import address
 from fibers.net.dns import getaddrinfo
-from fibers.scope import scope, timeout as time_limit
+from fibers.scope import scope
+from fibers.scope import timeout as time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ ABORTED = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, er
 PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-class File(native.Stream):
+class File(native.File):
     """What streams and listeners share: one socket fd, its options and its end."""
 
     __slots__ = ()
@@ -99,7 +100,7 @@ class File(native.Stream):
         return f"fd={fd}" + (f" with {waiters} waiting" if waiters else "")
 
 
-class Stream(File):
+class Stream(File, native.Stream):
     """A connected socket: bytes in both directions. Made by connect, accept, serve and socketpair."""
 
     __slots__ = ()
@@ -158,6 +159,7 @@ class Stream(File):
 
     def _take(self, n: int) -> bytes:
         """Take n bytes out of the buffer."""
+        assert self._buffered is not None
         data = bytes(self._buffered[:n])
         del self._buffered[:n]
         return data
@@ -198,7 +200,9 @@ class Listener(File):
                 if error.errno not in EXHAUSTED:
                     raise
                 if not pauses:
-                    LOG.error("can't accept on %r: %s; pausing until there is room", self, error.strerror)
+                    LOG.error(  # noqa: TRY400 - a traceback would say nothing more
+                        "can't accept on %r: %s; pausing until there is room", self, error.strerror
+                    )
             native.sleep(PAUSES[min(pauses, len(PAUSES) - 1)])
             pauses += 1
 
@@ -245,7 +249,8 @@ def connect(
     if timeout is None:
         return connect_any(host, port, local_addr)
     with time_limit(timeout):
-        return connect_any(host, port, local_addr)
+        stream = connect_any(host, port, local_addr)
+    return stream  # noqa: RET504 - after the block: a scope may absorb what is raised in it
 
 
 def connect_any(host: str, port: int, local_addr: tuple[str, int] | None) -> Stream:
@@ -303,7 +308,7 @@ def serve(
     more than so many connections at a time. semantics.md O. Parks; a cancel point.
     """
     if not callable(handler):
-        msg = f"serve needs a handler to call, got {handler!r}"
+        msg = f"serve needs a handler to call, got {handler!r}"  # type: ignore[unreachable]  # callers have no types
         raise TypeError(msg)
     if on_error is not None and on_error != "raise" and not callable(on_error):
         msg = f"on_error must be callable or 'raise', got {on_error!r}"
@@ -312,6 +317,8 @@ def serve(
         msg = f"limit must be at least 1, got {limit}"
         raise ValueError(msg)
     listener = addr_or_listener if isinstance(addr_or_listener, Listener) else listen(addr_or_listener)
+    if listener.fileno() < 0:
+        raise OSError(errno.EBADF, f"can't serve: {listener!r}")
     try:
         with scope() as connections:
             gate = Gate(limit)

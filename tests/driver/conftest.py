@@ -1,0 +1,50 @@
+"""The `driver` fixture: every driver in every set-up, wrapped in the checker.
+
+A driver that cannot be had skips with the package's own sentence, or fails if $FIBERS_REQUIRE names it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from driver.checker import SETUPS, Checked, ffi, lib
+
+import fibers.driver
+
+EVERY = [(name, setup) for name, setups in SETUPS.items() for setup in setups]
+REQUIRED = [name for name in os.environ.get("FIBERS_REQUIRE", "").split(",") if name]
+
+
+def demand(name: str) -> None:
+    """Skip, or fail, if this driver cannot be had."""
+    try:
+        address = fibers.driver.make(name)
+    except OSError as error:
+        if name in REQUIRED:
+            pytest.fail(f"$FIBERS_REQUIRE names {name}: {error}")
+        pytest.skip(str(error))
+    lib.fb_close(ffi.cast("struct fb_driver *", address))
+
+
+@pytest.fixture(params=EVERY, ids=["-".join(pair).replace(" ", "_") for pair in EVERY])
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Checked]]:
+    """Make a driver of this set-up, with further settings of the test's."""
+    name, setup = request.param
+    demand(name)
+    made = []
+
+    def new(**more: Any) -> Checked:
+        config = dict(SETUPS[name][setup])
+        config["forbid"] = config.get("forbid", 0) | more.pop("forbid", 0)
+        made.append(Checked(name, **(config | more)))
+        return made[-1]
+
+    yield new
+    for driver in made:
+        driver.finish()
+
+
+@pytest.fixture
+def driver(make: Callable[..., Checked]) -> Checked:
+    return make()

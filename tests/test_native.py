@@ -1,0 +1,270 @@
+"""The scheduler's own corners: foreign greenlets, thrown exceptions, fork, the public park, calls from outside."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import greenlet
+import pytest
+
+import fibers
+from fibers import net
+from fibers.driver import native
+
+
+def test_a_foreign_greenlet_may_park_and_is_the_one_resumed() -> None:
+    """L8: what parks is the running greenlet, not the fiber's carrier."""
+
+    def main() -> list[str]:
+        steps: list[str] = []
+
+        def foreign() -> str:
+            steps.append("in")
+            fibers.sleep(0.01)
+            steps.append("out")
+            return "value"
+
+        assert greenlet.greenlet(foreign).switch() == "value"
+        steps.append("back")
+        return steps
+
+    assert fibers.run(main) == ["in", "out", "back"]
+
+
+def test_an_exception_thrown_into_a_parked_greenlet_ends_the_operation_first() -> None:
+    def main() -> bytes:
+        a, b = net.socketpair()
+        with a, b:
+            with pytest.raises(greenlet.GreenletExit):  # noqa: PT012 - the steps are the test
+                inner = greenlet.greenlet(lambda: a.recv(10))
+
+                def thrower() -> None:
+                    inner.throw(greenlet.GreenletExit("stop"))
+
+                fibers.spawn(thrower)
+                inner.switch()
+                raise greenlet.GreenletExit
+            b.sendall(b"later")
+            return a.recv(10)
+
+    assert fibers.run(main) == b"later"
+
+
+def test_unpark_hands_a_value_over_and_tells_whether_it_did() -> None:
+    def main() -> None:
+        fiber = fibers.spawn(fibers.park)
+        assert fibers.unpark(fiber, 1) is False
+        fibers.checkpoint()
+        assert fibers.unpark(fiber, "gift") is True
+        assert fibers.unpark(fiber, "late") is False
+        assert fiber.result() == "gift"
+
+    fibers.run(main)
+
+
+def test_on_cancel_decides_whether_the_wait_ends() -> None:
+    def main() -> None:
+        asked: list[str] = []
+
+        def stays() -> object:
+            return fibers.park(lambda: asked.append("stays") or False)
+
+        def goes() -> object:
+            return fibers.park(lambda: asked.append("goes") or True)
+
+        first, second = fibers.spawn(stays), fibers.spawn(goes)
+        fibers.checkpoint()
+        first.cancel()
+        second.cancel()
+        assert second.join()
+        assert asked == ["stays", "goes"]
+        assert second.status == "cancelled"
+        assert first.status == "cancelling"
+        assert fibers.unpark(first, "came") is True
+        assert first.result() == "came"
+
+    fibers.run(main)
+
+
+def test_call_soon_from_a_thread_wakes_a_waiting_run() -> None:
+    def main() -> str:
+        me = fibers.current()
+        runtime = fibers.runtime()
+
+        def outside() -> None:
+            time.sleep(0.05)
+            runtime.call_soon(fibers.unpark, me, "from outside")
+
+        thread = threading.Thread(target=outside)
+        thread.start()
+        value = fibers.park()
+        thread.join()
+        return str(value)
+
+    assert fibers.run(main) == "from outside"
+
+
+def test_a_failing_call_soon_is_raised_in_main() -> None:
+    def main() -> None:
+        fibers.runtime().call_soon(lambda: 1 / 0)
+        fibers.sleep(5)
+
+    with pytest.raises(ZeroDivisionError):
+        fibers.run(main)
+
+
+def test_call_soon_after_the_run_is_refused() -> None:
+    runtime = fibers.run(fibers.runtime)
+    with pytest.raises(RuntimeError, match="the run is over"):
+        runtime.call_soon(print)
+
+
+def test_parking_in_a_call_soon_callback_is_refused() -> None:
+    def main() -> None:
+        fibers.runtime().call_soon(fibers.sleep, 1)
+        fibers.sleep(5)
+
+    with pytest.raises(RuntimeError, match="not a fiber"):
+        fibers.run(main)
+
+
+def test_a_signal_handler_runs_while_the_run_waits_and_its_exception_reaches_main() -> None:
+    class Hangup(Exception):
+        pass
+
+    def handler(_number: int, _frame: object) -> None:
+        raise Hangup
+
+    def main() -> None:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        bystander = fibers.spawn(fibers.sleep, 10)
+        try:
+            fibers.sleep(10)
+        finally:
+            assert bystander.status == "running"
+
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with pytest.raises(Hangup):
+            fibers.run(main)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_keyboard_interrupt_reaches_main_and_the_default_handler_is_restored() -> None:
+    """Case 81: children are cancelled and it leaves bare."""
+
+    def main() -> None:
+        child = fibers.spawn(fibers.sleep, 10)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            child.join()
+        finally:
+            seen.append(child.status)
+
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        fibers.run(main)
+    assert seen == ["running"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fork_ends_the_run_in_the_child_with_the_forking_fiber() -> None:
+    """M4, the part that protects the parent: siblings do not run in the child, the parent's ring is not disturbed."""
+
+    def main() -> int:
+        ran: list[int] = []
+
+        def sibling() -> None:
+            try:
+                fibers.sleep(0.05)
+            finally:
+                ran.append(os.getpid())
+
+        fibers.spawn(sibling)
+        fibers.checkpoint()
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                fibers.sleep(1)
+                os.write(write, b"slept")
+            except RuntimeError as error:
+                os.write(write, str(error).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        message = os.read(read, 200)
+        os.close(read)
+        os.close(write)
+        assert b"child of a fork" in message
+        fibers.sleep(0.1)
+        assert ran == [os.getpid()]
+        return 7
+
+    assert fibers.run(main) == 7
+
+
+def test_run_works_anew_in_a_forked_child() -> None:
+    def main() -> int:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(3)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert fibers.run(main) == 3
+    assert fibers.run(lambda: fibers.sleep(0.01) or 4) == 4
+
+
+def test_a_stream_dropped_open_warns_and_is_closed() -> None:
+    def main() -> None:
+        a, b = net.socketpair()
+        fd = a.fileno()
+        with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031 - a step each
+            del a
+            gc.collect()
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+        b.close()
+
+    fibers.run(main)
+
+
+def test_every_operation_takes_a_timeout_and_can_be_cancelled() -> None:
+    """The operations that no stream method covers go through operate()."""
+
+    def main() -> None:
+        read, write = os.pipe()
+        buffer = bytearray(4)
+        with pytest.raises(TimeoutError):
+            native.operate(native.READ, read, buffer, 0, -1, 0.01)
+        with fibers.move_on_after(0.01) as limit:
+            native.operate(native.READ, read, buffer, 0, -1, None)
+        assert limit.cancelled_caught
+        with pytest.raises(TimeoutError):
+            fibers.wait_readable(read, timeout=0.01)
+        assert native.operate(native.WRITE, write, b"abcd", 0, -1, None) == 4
+        fibers.wait_readable(read)
+        fibers.wait_writable(write)
+        assert native.operate(native.READ, read, buffer, 0, -1, 1.0) == 4
+        assert buffer == b"abcd"
+        assert native.operate(native.NOP, -1, None, 0, -1, None) == 0
+        for fd in (read, write):
+            assert native.operate(native.CLOSE, fd, None, 0, -1, None) == 0
+
+    fibers.run(main)
+
+
+def test_a_deadlock_that_cancellation_cannot_end_is_an_internal_error() -> None:
+    """A6: no fiber is resumed, run raises InternalError with the cause, and the thread can run again."""
+
+    def main() -> None:
+        fibers.spawn(fibers.park, lambda: False)
+
+    with pytest.raises(fibers.InternalError) as caught:
+        fibers.run(main)
+    assert "cancellation can't end" in str(caught.value.__cause__)
+    assert fibers.run(lambda: 5) == 5
