@@ -109,7 +109,6 @@ def report() -> dict[str, Any]:
                 "cq_entries": info.cq_entries,
                 "buffers": info.buffers,
                 "buffer_size": info.buffer_size,
-                "incremental": bool(info.incremental),
                 "registered_fd": bool(info.registered_fd),
             }
         },

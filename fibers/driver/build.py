@@ -25,7 +25,6 @@ CDEF = """
 enum fb_code { FB_NOP, FB_ACCEPT, FB_CONNECT, FB_RECV, FB_RECV_INTO, FB_RECVMSG, FB_SEND, FB_SENDALL, FB_SENDMSG,
                FB_POLL, FB_SHUTDOWN, FB_CLOSE, FB_READ, FB_WRITE, FB_FSYNC, FB_OPENAT, FB_CODES };
 enum fb_state { FB_IDLE, FB_WAITING, FB_FLYING, FB_DONE };
-#define FB_FORBID_INC ...
 
 struct fb_op {
     uint8_t code, state, why, cancelling;
@@ -75,7 +74,7 @@ void fb_queue_fini(struct fb_queue *);
 
 struct fb_uring_config { uint32_t sq_entries, cq_entries, forbid, buffers, buffer_size; };
 struct fb_uring_info {
-    uint32_t setup_flags, features, sq_entries, cq_entries, buffers, buffer_size, incremental, registered_fd;
+    uint32_t setup_flags, features, sq_entries, cq_entries, buffers, buffer_size, registered_fd;
     uint64_t supported;
 };
 struct fb_driver *fb_uring_new(const struct fb_uring_config *, int *, const char **);

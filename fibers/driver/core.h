@@ -185,14 +185,13 @@ void fb_queue_fini(struct fb_queue *q);
 /* The io_uring driver. */
 struct fb_uring_config {
     uint32_t sq_entries, cq_entries;  /* 0: the defaults */
-    uint32_t forbid;                  /* set-up flags not to ask for, and FB_FORBID_INC: tests degrade a ring with it */
+    uint32_t forbid;                  /* set-up flags not to ask for: tests degrade a ring with it */
     uint32_t buffers, buffer_size;    /* 0: the defaults */
 };
-#define FB_FORBID_INC (1u << 31)      /* no incremental buffers */
 
 struct fb_uring_info {
     uint32_t setup_flags, features, sq_entries, cq_entries;
-    uint32_t buffers, buffer_size, incremental, registered_fd;
+    uint32_t buffers, buffer_size, registered_fd;
     uint64_t supported;               /* bit per enum fb_code */
 };
 

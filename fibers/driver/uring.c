@@ -35,17 +35,21 @@ void fb_uring_abandon(struct fb_driver *d) { (void)d; }
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PBUF_RING_INC 2u        /* IOU_PBUF_RING_INC, Linux 6.12 */
-#define CQE_F_BUF_MORE (1u << 4) /* IORING_CQE_F_BUF_MORE, Linux 6.12 */
+/* Provided buffers, each handed out whole.
+ *
+ * Facts: since Linux 6.12 a buffer can be handed out in slices (IOU_PBUF_RING_INC), where user space works out each
+ * slice's place by adding up results. A recv woken 128 times in vain moves to a worker thread (APOLL_MAX_RETRY), which
+ * commits the length asked for, not the length received, and no CQE tells which of the two it was.
+ * Consequence: after that every sum is off and receivers get each other's bytes (seen on 6.18). A slice at the end of a
+ * buffer also cuts a datagram short.
+ * Choice: whole buffers. 256, because 1,024 of them cost 4 % at 100 connections and 20 % at 8,000 (cache), and running
+ * out costs a wait, never data.
+ * Cost: none measured at 1 KiB messages; a 64 KiB message arrives in four pieces. */
+enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, BUFFERS = 256, BUFFER_SIZE = 16384, MAX_BUFFERS = 1024 };
 
-enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, MAX_BUFFERS = 1024 };
-
-/* One provided buffer. In incremental mode the kernel hands out slices of it and several ops may hold one at a time;
- * it goes back when the kernel has finished with it and the last slice was released. */
-struct slab {
-    uint32_t used;            /* offset of the next slice (incremental mode) */
-    uint32_t held;            /* slices not yet released */
-    uint8_t finished;         /* the kernel gives out no more of it */
+/* Ops in state WAITING in order of arrival. */
+struct row {
+    struct fb_op *head, **tail;
 };
 
 struct uring {
@@ -54,12 +58,12 @@ struct uring {
     struct fb_uring_info info;
     struct io_uring_buf_ring *table; /* owned, mapped */
     char *memory;             /* owned, mapped: buffers x buffer_size, resident only where touched */
-    struct slab *slabs;       /* owned */
     uint32_t in_kernel;       /* buffers that the kernel can choose from */
-    struct fb_op *waiting;    /* ops in state WAITING in order of arrival */
-    struct fb_op **waiting_tail;
+    struct row waiting;       /* ops in state WAITING for room in the queue */
+    struct row starved;       /* receives in state WAITING for a buffer, or for room */
     struct fb_op wake_op;     /* a read of the wake pipe, always in flight */
     char wake_bytes[64];
+    uint8_t closing;          /* what ends now ends for good */
 };
 
 static const uint8_t KERNEL_OPCODE[FB_CODES] = {
@@ -145,12 +149,15 @@ static struct io_uring_sqe *next_sqe(struct uring *u)
     return sqe;
 }
 
+static struct row *row_of(struct uring *u, struct fb_op *op) { return op->code == FB_RECV ? &u->starved : &u->waiting; }
+
 static void queue_waiting(struct uring *u, struct fb_op *op)
 {
+    struct row *row = row_of(u, op);
     op->state = FB_WAITING;
     op->next = NULL;
-    *u->waiting_tail = op;
-    u->waiting_tail = &op->next;
+    *row->tail = op;
+    row->tail = &op->next;
 }
 
 static int launch(struct uring *u, struct fb_op *op)
@@ -169,6 +176,8 @@ static int launch(struct uring *u, struct fb_op *op)
 static void uring_submit(struct fb_driver *d, struct fb_op *op)
 {
     struct uring *u = (struct uring *)d;
+    if (op->code == FB_RECV && op->len == 0)
+        op->code = FB_RECV_INTO; /* to the kernel, no length with buffer selection means the buffer's */
     if (op->code >= FB_CODES || !(u->info.supported >> op->code & 1)) {
         fb_complete(d, op, -EOPNOTSUPP);
         return;
@@ -179,12 +188,13 @@ static void uring_submit(struct fb_driver *d, struct fb_op *op)
 
 static void unqueue_waiting(struct uring *u, struct fb_op *op)
 {
-    struct fb_op **link = &u->waiting;
+    struct row *row = row_of(u, op);
+    struct fb_op **link = &row->head;
     while (*link != op)
         link = &(*link)->next;
     *link = op->next;
     if (!*link)
-        u->waiting_tail = link;
+        row->tail = link;
 }
 
 static int ask_cancel(struct uring *u, struct fb_op *op)
@@ -218,8 +228,6 @@ static void uring_cancel(struct fb_driver *d, struct fb_op *op)
 
 static void give(struct uring *u, uint32_t bid)
 {
-    struct slab *s = &u->slabs[bid];
-    memset(s, 0, sizeof *s);
     io_uring_buf_ring_add(u->table, u->memory + (size_t)bid * u->info.buffer_size, u->info.buffer_size,
                           (unsigned short)bid, io_uring_buf_ring_mask(u->info.buffers), 0);
     io_uring_buf_ring_advance(u->table, 1);
@@ -229,24 +237,18 @@ static void give(struct uring *u, uint32_t bid)
 static void take(struct uring *u, struct fb_op *op, const struct io_uring_cqe *cqe)
 {
     uint32_t bid = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-    struct slab *s = &u->slabs[bid];
-    op->buffer = (int32_t)bid;
-    op->data = u->memory + (size_t)bid * u->info.buffer_size + s->used;
-    s->held++;
-    s->used += cqe->res > 0 ? (uint32_t)cqe->res : 0;
-    if (!(cqe->flags & CQE_F_BUF_MORE) && !s->finished) {
-        s->finished = 1;
-        u->in_kernel--;
+    u->in_kernel--;
+    if (cqe->res <= 0) {
+        give(u, bid); /* the end of the stream, or a cancel after a worker thread had chosen */
+        return;
     }
+    op->buffer = (int32_t)bid;
+    op->data = u->memory + (size_t)bid * u->info.buffer_size;
 }
 
 static void uring_release(struct fb_driver *d, struct fb_op *op)
 {
-    struct uring *u = (struct uring *)d;
-    struct slab *s = &u->slabs[op->buffer];
-    assert(s->held > 0);
-    if (--s->held == 0 && s->finished)
-        give(u, (uint32_t)op->buffer);
+    give((struct uring *)d, (uint32_t)op->buffer);
     op->buffer = -1;
     op->data = NULL;
 }
@@ -274,16 +276,18 @@ static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe 
         /* Every buffer holds data that its fiber has not copied yet. Arming again at once would fail at once: wait for
          * one to come back. The bytes are still in the socket. */
         u->base.count.starved++;
-        if (!op->cancelling) {
+        if (!op->cancelling && !u->closing) {
             queue_waiting(u, op);
             return;
         }
         res = -ECANCELED;
     }
+    if (res == -EINTR && op->cancelling)
+        res = -ECANCELED; /* how a cancel ends an op that runs in a worker thread (io_uring_prep_cancel(3)) */
     if (op->code == FB_SENDALL) {
         if (res > 0 && op->moved + (uint64_t)res < op->len) {
             op->moved += (uint64_t)res;
-            if (!op->cancelling) {
+            if (!op->cancelling && !u->closing) {
                 if (!launch(u, op))
                     queue_waiting(u, op);
                 return;
@@ -318,20 +322,27 @@ static unsigned reap(struct uring *u)
     return n;
 }
 
+static void relaunch_row(struct uring *u, struct row *row)
+{
+    while (row->head) {
+        struct fb_op *op = row->head, *next = op->next;
+        if (!launch(u, op))
+            return;
+        row->head = next;
+        if (!next)
+            row->tail = &row->head;
+    }
+}
+
 static void relaunch(struct uring *u)
 {
     if (u->wake_op.state == FB_IDLE)
         arm_wake(u);
-    while (u->waiting) {
-        struct fb_op *op = u->waiting;
-        struct fb_op *next = op->next;
-        if (!launch(u, op))
-            break;
-        u->waiting = next;
-        if (!next)
-            u->waiting_tail = &u->waiting;
-    }
+    relaunch_row(u, &u->waiting);
+    relaunch_row(u, &u->starved);
 }
+
+static int can_relaunch(struct uring *u) { return u->waiting.head || (u->starved.head && u->in_kernel); }
 
 static unsigned kernel_wants(struct uring *u)
 {
@@ -342,7 +353,19 @@ static int uring_ready(struct fb_driver *d)
 {
     struct uring *u = (struct uring *)d;
     return io_uring_sq_ready(&u->ring) || io_uring_cq_ready(&u->ring) || kernel_wants(u) || d->done != NULL ||
-           u->waiting != NULL;
+           can_relaunch(u);
+}
+
+static int wait_in_kernel(struct uring *u, int64_t timeout_ns)
+{
+    struct io_uring_cqe *cqe;
+    struct __kernel_timespec limit = {.tv_sec = 1 << 30};
+    if (timeout_ns > 0) {
+        limit.tv_sec = timeout_ns / 1000000000;
+        limit.tv_nsec = timeout_ns % 1000000000;
+    }
+    int r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &limit, NULL);
+    return r == -ETIME || r == -EINTR ? 0 : r;
 }
 
 /* Waiting, and signals.
@@ -357,7 +380,6 @@ static int uring_ready(struct fb_driver *d)
 static int uring_poll(struct fb_driver *d, int64_t timeout_ns)
 {
     struct uring *u = (struct uring *)d;
-    struct io_uring_cqe *cqe;
     int r;
     relaunch(u);
     if (timeout_ns == 0 || d->done || io_uring_cq_ready(&u->ring)) {
@@ -368,14 +390,9 @@ static int uring_poll(struct fb_driver *d, int64_t timeout_ns)
         d->count.enters++;
         r = io_uring_submit_and_get_events(&u->ring);
     } else {
-        struct __kernel_timespec limit = {.tv_sec = 1 << 30};
-        if (timeout_ns > 0) {
-            limit.tv_sec = timeout_ns / 1000000000;
-            limit.tv_nsec = timeout_ns % 1000000000;
-        }
         d->count.enters++;
         d->count.waits++;
-        r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &limit, NULL);
+        r = wait_in_kernel(u, timeout_ns);
     }
     reap(u);
     /* ETIME: the limit. EINTR: a signal. EBUSY, EAGAIN: the kernel is short of room or memory; what was reaped made
@@ -435,12 +452,11 @@ static void probe(struct uring *u)
     io_uring_free_probe(p);
 }
 
-static int set_up_buffers(struct uring *u, const struct fb_uring_config *c, int incremental)
+static int set_up_buffers(struct uring *u, const struct fb_uring_config *c)
 {
-    /* 64 KiB buffers when the kernel hands out slices of them (6.12), else 16 KiB ones: 4 KiB cost five times the CPU
-     * on 64 KiB messages. Untouched pages are not resident. */
-    uint32_t n = c->buffers ? c->buffers : incremental ? 64 : 256;
-    uint32_t size = c->buffer_size ? c->buffer_size : incremental ? 65536 : 16384;
+    /* 16 KiB: 4 KiB buffers cost five times the CPU on 64 KiB messages. Untouched pages are not resident. */
+    uint32_t n = c->buffers ? c->buffers : BUFFERS;
+    uint32_t size = c->buffer_size ? c->buffer_size : BUFFER_SIZE;
     struct io_uring_buf_reg reg;
     int r;
     if (n > MAX_BUFFERS || (n & (n - 1)))
@@ -449,21 +465,15 @@ static int set_up_buffers(struct uring *u, const struct fb_uring_config *c, int 
     u->info.buffer_size = size;
     u->table = mmap(NULL, n * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
     u->memory = mmap(NULL, (size_t)n * size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE, -1, 0);
-    u->slabs = calloc(n, sizeof *u->slabs);
-    if (u->table == MAP_FAILED || u->memory == MAP_FAILED || !u->slabs)
+    if (u->table == MAP_FAILED || u->memory == MAP_FAILED)
         return -ENOMEM;
     memset(&reg, 0, sizeof reg);
     reg.ring_addr = (uint64_t)(uintptr_t)u->table;
     reg.ring_entries = n;
     reg.bgid = 0;
-    if (incremental) {
-        uint16_t flags = PBUF_RING_INC; /* named `pad` in liburing 2.3, `flags` later */
-        memcpy((char *)&reg + offsetof(struct io_uring_buf_reg, bgid) + sizeof reg.bgid, &flags, sizeof flags);
-    }
     r = io_uring_register_buf_ring(&u->ring, &reg, 0);
     if (r < 0)
         return r;
-    u->info.incremental = (uint32_t)incremental;
     io_uring_buf_ring_init(u->table);
     for (uint32_t bid = 0; bid < n; bid++)
         give(u, bid);
@@ -476,10 +486,8 @@ static void free_buffers(struct uring *u)
         munmap(u->table, u->info.buffers * sizeof(struct io_uring_buf));
     if (u->memory && u->memory != MAP_FAILED)
         munmap(u->memory, (size_t)u->info.buffers * u->info.buffer_size);
-    free(u->slabs);
     u->table = NULL;
     u->memory = NULL;
-    u->slabs = NULL;
     u->in_kernel = 0;
 }
 
@@ -490,19 +498,28 @@ static void uring_close(struct fb_driver *d)
     struct uring *u = (struct uring *)d;
     struct io_uring_sync_cancel_reg all = {
         .flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .fd = -1, .timeout = {1, 0}};
-    for (struct fb_op *op = u->waiting; op; op = u->waiting) {
-        op->cancelling = 1;
-        uring_cancel(d, op);
-    }
+    u->closing = 1;
+    while (u->waiting.head || u->starved.head)
+        uring_cancel(d, u->waiting.head ? u->waiting.head : u->starved.head);
+    /* What stands in the queue behind an op that the kernel refused must be started before it can be cancelled: it would
+     * be started by a later enter otherwise. */
+    for (int i = 0; io_uring_sq_ready(&u->ring) && i < 10000; i++)
+        if (io_uring_submit(&u->ring) < 0)
+            reap(u);
     /* Results: the count of ops cancelled (the read of the wake pipe is one), or -ENOENT, or -ETIME: one runs on in a
      * worker and is polled for below. */
-    io_uring_submit(&u->ring);
     io_uring_register_sync_cancel(&u->ring, &all);
     for (int i = 0; i < 100; i++) {
-        while (fb_reap(d))
-            ;
-        if (!d->flying || uring_poll(d, 10000000) < 0)
+        struct fb_op *op;
+        while ((op = fb_reap(d)))
+            if ((op->code == FB_ACCEPT || op->code == FB_OPENAT) && op->res >= 0)
+                close(op->res); /* nobody can take it (semantics.md F5) */
+        if (!d->flying)
             break;
+        d->count.enters++;
+        if (wait_in_kernel(u, 10000000) < 0)
+            break;
+        reap(u);
     }
     io_uring_queue_exit(&u->ring);
     if (!d->flying) /* else leaked on purpose: an uncancellable op may still write */
@@ -538,7 +555,8 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
     *step = "memory";
     if (!u)
         return NULL;
-    u->waiting_tail = &u->waiting;
+    u->waiting.tail = &u->waiting.head;
+    u->starved.tail = &u->starved.head;
     *step = "pipe2";
     if ((*error = fb_driver_init(&u->base, &URING)) < 0)
         goto no_pipe;
@@ -551,13 +569,8 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
         goto no_features;
     probe(u);
     *step = "io_uring provided buffers (Linux 5.19)";
-    if (!(c->forbid & FB_FORBID_INC))
-        *error = set_up_buffers(u, c, 1);
-    if ((c->forbid & FB_FORBID_INC) || *error < 0) {
-        free_buffers(u);
-        if ((*error = set_up_buffers(u, c, 0)) < 0)
-            goto no_features;
-    }
+    if ((*error = set_up_buffers(u, c)) < 0)
+        goto no_features;
     u->info.registered_fd = io_uring_register_ring_fd(&u->ring) == 1; /* 48 ns an enter; absent before 5.18 */
     io_uring_register_iowq_max_workers(&u->ring, workers);            /* absent before 5.15: the kernel's own caps hold */
     io_uring_ring_dontfork(&u->ring);

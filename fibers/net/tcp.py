@@ -322,9 +322,10 @@ def serve(
     try:
         with scope() as connections:
             gate = Gate(limit)
+            name = getattr(handler, "__name__", type(handler).__name__)
             for stream in listener:
                 try:
-                    connections.spawn(handle, handler, stream, on_error, gate)
+                    connections.spawn(handle, handler, stream, on_error, gate).name = name
                 except BaseException:
                     stream.close()
                     raise

@@ -27,7 +27,6 @@ GUARD = 64
 FRESH, POISON = 0xA5, 0x5A
 
 DEFER_TASKRUN, COOP_TASKRUN, SUBMIT_ALL = 1 << 13, 1 << 8, 1 << 7
-NO_INC = lib.FB_FORBID_INC & 0xFFFFFFFF  # no buffers that the kernel hands out in slices
 
 # Driver -> name of a set-up -> fields of its configuration. A contract test runs on each of them.
 SETUPS: dict[str, dict[str, dict[str, int]]] = {
@@ -36,9 +35,9 @@ SETUPS: dict[str, dict[str, dict[str, int]]] = {
         "without DEFER_TASKRUN": {"forbid": DEFER_TASKRUN},
         "without COOP_TASKRUN": {"forbid": DEFER_TASKRUN | COOP_TASKRUN},
         "without SUBMIT_ALL": {"forbid": SUBMIT_ALL},
-        "whole buffers": {"forbid": NO_INC},
+        "small buffers": {"buffers": 64, "buffer_size": 4096},
         "tiny": {"sq_entries": 4, "cq_entries": 8},
-        "tiny and bare": {"sq_entries": 4, "cq_entries": 8, "forbid": SUBMIT_ALL | NO_INC},
+        "tiny and bare": {"sq_entries": 4, "cq_entries": 8, "forbid": SUBMIT_ALL},
     },
 }
 

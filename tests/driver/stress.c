@@ -467,8 +467,6 @@ int main(int argc, char **argv)
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
     random_state = mix(seed + 1);
     config.forbid = FORBID[below(6)];
-    if (!below(3))
-        config.forbid |= FB_FORBID_INC;
     if (!below(3)) {
         config.sq_entries = 4;
         config.cq_entries = 8;
@@ -494,11 +492,10 @@ int main(int argc, char **argv)
     for (long n = 0; n < steps; n++)
         step();
     settle();
-    printf("seed %llu: flags %#x, sq %u, cq %u, %u x %u%s: %llu sends, %llu receives, %llu datagram reads, %llu others,"
+    printf("seed %llu: flags %#x, sq %u, cq %u, %u x %u: %llu sends, %llu receives, %llu datagram reads, %llu others,"
            " %llu cancelled, %llu starved, %u datagrams\n",
            (unsigned long long)seed, info.setup_flags, info.sq_entries, info.cq_entries, info.buffers, info.buffer_size,
-           info.incremental ? " incremental" : "", (unsigned long long)totals[SENDER],
-           (unsigned long long)totals[RECEIVER], (unsigned long long)totals[READER], (unsigned long long)totals[OTHER],
+           (unsigned long long)totals[SENDER], (unsigned long long)totals[RECEIVER], (unsigned long long)totals[READER], (unsigned long long)totals[OTHER],
            (unsigned long long)cancelled, (unsigned long long)driver->count.starved, messages_sent);
     CHECK(steps < 1000 || (totals[SENDER] && totals[RECEIVER] && totals[READER] && cancelled), "nothing was tested");
     close_in_flight();

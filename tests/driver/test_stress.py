@@ -15,7 +15,7 @@ from programs import CHECKOUT
 
 SOURCE = Path(__file__).with_name("stress.c")
 DRIVER = CHECKOUT / "fibers" / "driver"
-SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer".split()
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STEPS = 5_000
 PER_RUN = 10  # at the shortest: soak() never goes below 100
 
@@ -29,7 +29,8 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("stress") / "stress"
     sources = [SOURCE, DRIVER / "core.c", DRIVER / "uring.c"]
-    command = [compiler, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", f"-I{DRIVER}", *sources, "-o", program, "-luring"]
+    flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", f"-I{DRIVER}"]
+    command = [compiler, *flags, *sources, "-o", program, "-luring"]
     built = subprocess.run([*command, *SANITIZERS], capture_output=True, text=True)
     if built.returncode:  # this compiler comes without libasan
         built = subprocess.run(command, capture_output=True, text=True)
