@@ -136,8 +136,9 @@ def handles_signals() -> bool:
 class Interrupts:
     """The SIGINT handler of a run in the main thread, in place of the default one (M1), and its wake-up fd.
 
-    Between the byte codes of a busy fiber it raises there, as CPython does; found while the run waits, or in our own
-    code, or on the hub, it is left for main's next cancel point.
+    Between the byte codes of main it raises there, as CPython does; in any other fiber, in our own code, or while the
+    run waits, it is left for main's current or next cancel point, and bystanders are not touched. A second one before
+    main has taken the first is raised in whatever runs.
     """
 
     def __init__(self, core: Core) -> None:
@@ -170,8 +171,8 @@ class Interrupts:
     def __call__(self, _number: int, frame: FrameType | None) -> None:
         """Handle a SIGINT."""
         core = self.core
-        busy = core._current is not None and frame is not None
-        if core._pending or (busy and frame is not None and not frame.f_code.co_filename.startswith(OUR_CODE)):
+        in_user_code = frame is not None and not frame.f_code.co_filename.startswith(OUR_CODE)
+        if core._pending or (core._current is core._main and in_user_code):
             raise KeyboardInterrupt
         core._interrupt(KeyboardInterrupt())
 

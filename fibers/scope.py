@@ -61,7 +61,12 @@ class Scope(native.Scope):
                 return error is None
             if outcome is None:
                 return True
-            raise outcome
+            context = outcome.__context__
+            try:
+                raise outcome
+            finally:
+                outcome.__context__ = context  # not the Cancelled that only stopped the body
+                context = None
         finally:
             del error
             outcome = None
@@ -214,7 +219,7 @@ def combine(
 
 def group(failures: list[BaseException]) -> BaseException:
     """Make one flat group, marked as ours: a parent splices it into its own, unlike one that user code raised (E4)."""
-    made = BaseExceptionGroup("failures in a scope", failures)
+    made: BaseException = BaseExceptionGroup("failures in a scope", failures)
     vars(made)[MARK] = True
     return made
 
