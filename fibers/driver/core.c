@@ -110,8 +110,10 @@ void fb_driver_fini(struct fb_driver *d)
 
 void fb_wake(struct fb_driver *d)
 {
+    int saved = errno; /* a signal handler must leave it alone */
     ssize_t ignored = write(d->wake_fd, "", 1); /* EAGAIN: it is awake already; EINTR cannot be: non-blocking */
     (void)ignored;
+    errno = saved;
 }
 
 /* Timers: a 4-ary heap, half as deep as a binary one and its children in one or two cache lines. */

@@ -68,7 +68,7 @@ struct fb_op {
     void *extra;              /* the owner's memory */
     uint64_t len;
     int64_t off;
-    uint64_t moved;           /* the driver's: bytes sent by earlier rounds of a SENDALL */
+    uint64_t moved;           /* the driver's: bytes that a SENDALL has sent (its owner may read it when completed) */
     int32_t buffer;           /* the driver's: number of the selected buffer, or -1 */
     struct fb_op *next;       /* the driver's: link in its lists */
     struct fb_op *file_next;  /* the file record's: link among the ops in flight on one file */

@@ -325,18 +325,18 @@ static PyObject *fiber_activity(Fiber *f, void *ignored)
 
 static PyMethodDef FIBER_METHODS[] = {
     {"join", METHOD(fiber_join), METH_FASTCALL | METH_KEYWORDS,
-     "join(timeout=None)\n--\n\nWait until the fiber is done; False if it is not after `timeout` seconds.\n\n"
+     "join($self, timeout=None)\n--\n\nWait until the fiber is done; False if it is not after `timeout` seconds.\n\n"
      "Never raises the fiber's error. Parks only if it must wait; then a cancel point."},
     {"result", METHOD(fiber_result), METH_FASTCALL | METH_KEYWORDS,
-     "result(timeout=None)\n--\n\nWait for the fiber's value, or raise its exception, or FiberCancelled.\n\n"
+     "result($self, timeout=None)\n--\n\nWait for the fiber's value, or raise its exception, or FiberCancelled.\n\n"
      "TimeoutError after `timeout` seconds. Parks only if it must wait; then a cancel point."},
     {"exception", METHOD(fiber_exception), METH_FASTCALL | METH_KEYWORDS,
-     "exception(timeout=None)\n--\n\nWait for the fiber's exception: None, the object, or a FiberCancelled.\n\n"
+     "exception($self, timeout=None)\n--\n\nWait for the fiber's exception: None, the object, or a FiberCancelled.\n\n"
      "TimeoutError after `timeout` seconds. Parks only if it must wait; then a cancel point."},
     {"done", METHOD(fiber_done), METH_NOARGS,
-     "done()\n--\n\nTell whether its function has returned and all its descendants are done."},
+     "done($self)\n--\n\nTell whether its function has returned and all its descendants are done."},
     {"cancel", METHOD(fiber_cancel), METH_FASTCALL | METH_KEYWORDS,
-     "cancel(reason=None)\n--\n\nCancel the fiber and everything it spawned; no effect when done. Returns at once."},
+     "cancel($self, reason=None)\n--\n\nCancel the fiber and everything it spawned; no effect when done. Returns at once."},
     {"__class_getitem__", (PyCFunction)Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -700,11 +700,11 @@ static PyMethodDef SCOPE_METHODS[] = {
     {"__exit__", METHOD(scope_exit), METH_FASTCALL,
      "Leave: wait for the children, then raise what went wrong. May park; never a cancel point."},
     {"spawn", METHOD(scope_spawn), METH_FASTCALL | METH_KEYWORDS,
-     "spawn(fn, /, *args, **kwargs)\n--\n\nStart a fiber as a child of this scope; does not switch."},
+     "spawn($self, fn, /, *args, **kwargs)\n--\n\nStart a fiber as a child of this scope; does not switch."},
     {"daemon", METHOD(scope_daemon), METH_FASTCALL | METH_KEYWORDS,
-     "daemon(fn, /, *args, **kwargs)\n--\n\nStart a child that is cancelled when the others are done; does not switch."},
+     "daemon($self, fn, /, *args, **kwargs)\n--\n\nStart a child that is cancelled when the others are done; does not switch."},
     {"cancel", METHOD(scope_cancel), METH_FASTCALL | METH_KEYWORDS,
-     "cancel(reason=None)\n--\n\nCancel everything in the scope; idempotent, the first reason wins. Returns at once."},
+     "cancel($self, reason=None)\n--\n\nCancel everything in the scope; idempotent, the first reason wins. Returns at once."},
     {"_nesting", METHOD(scope_nesting), METH_NOARGS, NULL},
     {"_wait", METHOD(scope_wait), METH_O, NULL},
     {"_close", METHOD(scope_close), METH_NOARGS, NULL},

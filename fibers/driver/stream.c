@@ -524,12 +524,12 @@ static void stream_dealloc(Stream *s)
 
 static PyMethodDef FILE_METHODS[] = {
     {"close", METHOD(stream_close), METH_NOARGS,
-     "close()\n--\n\nClose; idempotent. Fibers that wait on it get OSError(EBADF) (semantics.md F6).\n\n"
+     "close($self)\n--\n\nClose; idempotent. Fibers that wait on it get OSError(EBADF) (semantics.md F6).\n\n"
      "May park; never a cancel point."},
-    {"fileno", METHOD(stream_fileno), METH_NOARGS, "fileno()\n--\n\nIts file descriptor; -1 when closed."},
+    {"fileno", METHOD(stream_fileno), METH_NOARGS, "fileno($self)\n--\n\nIts file descriptor; -1 when closed."},
     {"settimeout", METHOD(stream_settimeout), METH_O,
-     "settimeout(timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
-    {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout()\n--\n\nWhat settimeout set."},
+     "settimeout($self, timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
+    {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout($self)\n--\n\nWhat settimeout set."},
     {"_accept", METHOD(stream_accept), METH_O, NULL},
     {"_detach", METHOD(stream_detach), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -537,18 +537,18 @@ static PyMethodDef FILE_METHODS[] = {
 
 static PyMethodDef STREAM_METHODS[] = {
     {"recv", METHOD(stream_recv), METH_O,
-     "recv(n, /)\n--\n\nReceive up to n bytes; b'' at the end of the stream. Parks; a cancel point."},
+     "recv($self, n, /)\n--\n\nReceive up to n bytes; b'' at the end of the stream. Parks; a cancel point."},
     {"recv_into", METHOD(stream_recv_into), METH_O,
-     "recv_into(buffer, /)\n--\n\nReceive into a writable buffer; the number of bytes, 0 at the end. Parks; a cancel point."},
+     "recv_into($self, buffer, /)\n--\n\nReceive into a writable buffer; the number of bytes, 0 at the end. Parks; a cancel point."},
     {"send", METHOD(stream_send), METH_O,
-     "send(data, /)\n--\n\nSend some of `data`; the number of bytes. Parks; a cancel point."},
+     "send($self, data, /)\n--\n\nSend some of `data`; the number of bytes. Parks; a cancel point."},
     {"sendall", METHOD(stream_sendall), METH_O,
-     "sendall(data, /)\n--\n\nSend all of `data`. Cancelled or timed out after a part it breaks the sending side: later\n"
+     "sendall($self, data, /)\n--\n\nSend all of `data`. Cancelled or timed out after a part it breaks the sending side: later\n"
      "sends raise BrokenPipeError (semantics.md F7). Parks; a cancel point."},
     {"sendmsg", METHOD(stream_sendmsg), METH_O,
-     "sendmsg(buffers, /)\n--\n\nSend from several buffers at once; the number of bytes sent. Parks; a cancel point."},
+     "sendmsg($self, buffers, /)\n--\n\nSend from several buffers at once; the number of bytes sent. Parks; a cancel point."},
     {"shutdown", METHOD(stream_shutdown), METH_O,
-     "shutdown(how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
+     "shutdown($self, how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
     {"_receive", METHOD(stream_receive), METH_O, NULL},
     {"_connect", METHOD(stream_connect), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -58,11 +58,13 @@ struct uring {
     struct fb_uring_info info;
     struct io_uring_buf_ring *table; /* owned, mapped */
     char *memory;             /* owned, mapped: buffers x buffer_size, resident only where touched */
-    uint32_t in_kernel;       /* buffers that the kernel can choose from */
+    uint64_t given;           /* how often a buffer was given to the kernel */
+    uint64_t dry;             /* `given` at the last -ENOBUFS: until it grows no receive finds a buffer */
     struct row waiting;       /* ops in state WAITING for room in the queue */
     struct row starved;       /* receives in state WAITING for a buffer, or for room */
     struct fb_op wake_op;     /* a read of the wake pipe, always in flight */
     char wake_bytes[64];
+    int wake_error;           /* the wake pipe is gone: the driver is broken */
     uint8_t closing;          /* what ends now ends for good */
 };
 
@@ -89,7 +91,8 @@ static void fill(struct uring *u, struct io_uring_sqe *sqe, struct fb_op *op)
         io_uring_prep_connect(sqe, op->fd, op->data, (socklen_t)op->len);
         break;
     case FB_RECV:
-        io_uring_prep_recv(sqe, op->fd, NULL, op->len < u->info.buffer_size ? op->len : u->info.buffer_size, (int)op->flags);
+        io_uring_prep_recv(sqe, op->fd, NULL, op->len < u->info.buffer_size ? op->len : u->info.buffer_size,
+                           (int)op->flags & ~MSG_TRUNC); /* with it res may exceed the buffer */
         sqe->flags |= IOSQE_BUFFER_SELECT;
         sqe->buf_group = 0;
         break;
@@ -163,11 +166,13 @@ static void queue_waiting(struct uring *u, struct fb_op *op)
 static int launch(struct uring *u, struct fb_op *op)
 {
     struct io_uring_sqe *sqe;
-    if (op->code == FB_RECV && u->in_kernel == 0)
+    if (op->code == FB_RECV && u->dry == u->given)
         return 0;
     sqe = next_sqe(u);
     if (!sqe)
         return 0;
+    if (op->code == FB_RECV)
+        op->moved = u->given; /* it moves nothing in rounds: here, what it was launched at */
     fill(u, sqe, op);
     op->state = FB_FLYING;
     return 1;
@@ -185,6 +190,8 @@ static void uring_submit(struct fb_driver *d, struct fb_op *op)
     if (!launch(u, op))
         queue_waiting(u, op);
 }
+
+static int32_t sent(const struct fb_op *op) { return op->moved > INT32_MAX ? INT32_MAX : (int32_t)op->moved; }
 
 static void unqueue_waiting(struct uring *u, struct fb_op *op)
 {
@@ -213,7 +220,7 @@ static void uring_cancel(struct fb_driver *d, struct fb_op *op)
     struct uring *u = (struct uring *)d;
     if (op->state == FB_WAITING) {
         unqueue_waiting(u, op);
-        fb_complete(d, op, op->moved ? (int32_t)op->moved : -ECANCELED);
+        fb_complete(d, op, op->code == FB_SENDALL && op->moved ? sent(op) : -ECANCELED);
         return;
     }
     while (!ask_cancel(u, op)) {
@@ -231,13 +238,12 @@ static void give(struct uring *u, uint32_t bid)
     io_uring_buf_ring_add(u->table, u->memory + (size_t)bid * u->info.buffer_size, u->info.buffer_size,
                           (unsigned short)bid, io_uring_buf_ring_mask(u->info.buffers), 0);
     io_uring_buf_ring_advance(u->table, 1);
-    u->in_kernel++;
+    u->given++;
 }
 
 static void take(struct uring *u, struct fb_op *op, const struct io_uring_cqe *cqe)
 {
     uint32_t bid = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-    u->in_kernel--;
     if (cqe->res <= 0) {
         give(u, bid); /* the end of the stream, or a cancel after a worker thread had chosen */
         return;
@@ -277,6 +283,8 @@ static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe 
          * one to come back. The bytes are still in the socket. */
         u->base.count.starved++;
         if (!op->cancelling && !u->closing) {
+            if (op->moved == u->given) /* else one came back meanwhile: try again */
+                u->dry = u->given;
             queue_waiting(u, op);
             return;
         }
@@ -285,20 +293,15 @@ static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe 
     if (res == -EINTR && op->cancelling)
         res = -ECANCELED; /* how a cancel ends an op that runs in a worker thread (io_uring_prep_cancel(3)) */
     if (op->code == FB_SENDALL) {
-        if (res > 0 && op->moved + (uint64_t)res < op->len) {
+        if (res > 0)
             op->moved += (uint64_t)res;
-            if (!op->cancelling && !u->closing) {
-                if (!launch(u, op))
-                    queue_waiting(u, op);
-                return;
-            }
-            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
-        } else if (res > 0) {
-            op->moved += (uint64_t)res;
-            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
-        } else if (op->moved) {
-            res = (int32_t)(op->moved > INT32_MAX ? INT32_MAX : op->moved);
+        if (res > 0 && op->moved < op->len && !op->cancelling && !u->closing) {
+            if (!launch(u, op))
+                queue_waiting(u, op);
+            return;
         }
+        if (op->moved)
+            res = sent(op);
     }
     fb_complete(&u->base, op, res);
 }
@@ -311,6 +314,8 @@ static unsigned reap(struct uring *u)
         struct fb_op *op = io_uring_cqe_get_data(cqe);
         n++;
         if (op == &u->wake_op) {
+            if (cqe->res <= 0 && cqe->res != -ECANCELED && cqe->res != -EINTR)
+                u->wake_error = cqe->res ? cqe->res : -EPIPE; /* somebody closed our pipe: reading on would spin */
             u->base.woken = 1;
             u->base.count.wakes++;
             u->wake_op.state = FB_IDLE;
@@ -336,13 +341,13 @@ static void relaunch_row(struct uring *u, struct row *row)
 
 static void relaunch(struct uring *u)
 {
-    if (u->wake_op.state == FB_IDLE)
+    if (u->wake_op.state == FB_IDLE && !u->wake_error)
         arm_wake(u);
     relaunch_row(u, &u->waiting);
     relaunch_row(u, &u->starved);
 }
 
-static int can_relaunch(struct uring *u) { return u->waiting.head || (u->starved.head && u->in_kernel); }
+static int can_relaunch(struct uring *u) { return u->waiting.head || (u->starved.head && u->dry != u->given); }
 
 static unsigned kernel_wants(struct uring *u)
 {
@@ -399,7 +404,7 @@ static int uring_poll(struct fb_driver *d, int64_t timeout_ns)
      * some, and nothing that was queued is lost. */
     if (r < 0 && r != -ETIME && r != -EINTR && r != -EBUSY && r != -EAGAIN)
         return r;
-    return 0;
+    return u->wake_error;
 }
 
 /* Set-up. */
@@ -488,7 +493,6 @@ static void free_buffers(struct uring *u)
         munmap(u->memory, (size_t)u->info.buffers * u->info.buffer_size);
     u->table = NULL;
     u->memory = NULL;
-    u->in_kernel = 0;
 }
 
 /* Everything in flight is cancelled and waited for before memory goes: the kernel writes into it until the last CQE.
