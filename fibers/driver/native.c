@@ -1082,23 +1082,9 @@ int fb_hub(Runtime *rt)
 }
 
 
-/* The module: called once through cffi, which has dropped the GIL. 0, or -1 with the error printed. */
-
-static struct PyModuleDef MODULE = {
-    PyModuleDef_HEAD_INIT, "fibers.driver.native", "The native face of the compiled module.", -1, NULL, NULL, NULL, NULL, NULL};
-
-int fb_install(void)
+/* greenlet's C API is reached through a pointer of this file's own: 0 or -1. */
+int fb_import_greenlet(void)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *module = NULL;
-    int r = -1;
     PyGreenlet_Import();
-    if (_PyGreenlet_API && (module = PyModule_Create(&MODULE)) && fb_add_objects(module) == 0 &&
-        fb_add_stream(module) == 0)
-        r = PyDict_SetItemString(PyImport_GetModuleDict(), "fibers.driver.native", module);
-    Py_XDECREF(module);
-    if (r < 0)
-        PyErr_Print();
-    PyGILState_Release(gil);
-    return r;
+    return _PyGreenlet_API ? 0 : -1;
 }

@@ -179,6 +179,7 @@ PyObject *fb_spawn(struct scope *s, Runtime *rt, PyObject *const *argv, Py_ssize
 void fb_interrupt_main(Runtime *rt, PyObject *e); /* takes the reference */
 int fb_hub(Runtime *rt);
 int fb_end_carriers(Runtime *rt);
+int fb_import_greenlet(void);
 
 /* Each adds its types to the module: 0 or -1. */
 int fb_add_objects(PyObject *module);
