@@ -193,8 +193,8 @@ def run(
     `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
     virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: seconds, checked and kept for D10, which
     is not in this release: cancel points raise also during a cleanup. `shuffle_seed`: a random but repeatable ready
-    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: default $FIBERS_DEBUG; a
-    failure of the scheduler then keeps its own traceback.
+    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: default $FIBERS_DEBUG;
+    kept for the debug mode of a later release.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
@@ -224,6 +224,7 @@ def run(
         raise InternalError(f"the scheduler failed: {error}") from error
     finally:
         core.over = True
+        core._close()
     try:
         if core._pending and root._outcome != FAILED:
             raise core._take_pending()

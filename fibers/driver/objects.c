@@ -784,9 +784,18 @@ static PyObject *runtime_run(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
     if (r == 0)
         r = fb_end_carriers(rt);
     fb_runtime = NULL;
-    fb_close(rt->driver);
-    rt->driver = NULL;
     return r < 0 ? NULL : main;
+}
+
+/* Apart from _run: the wake pipe must outlive the signal.set_wakeup_fd that names it. */
+static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
+{
+    struct fb_driver *driver = rt->driver;
+    (void)ignored;
+    rt->driver = NULL;
+    if (driver && !rt->forked)
+        fb_close(driver);
+    Py_RETURN_NONE;
 }
 
 static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -903,6 +912,7 @@ static PyObject *runtime_pending(Runtime *rt, void *ignored)
 
 static PyMethodDef RUNTIME_METHODS[] = {
     {"_run", METHOD(runtime_run), METH_FASTCALL, NULL},
+    {"_close", METHOD(runtime_close), METH_NOARGS, NULL},
     {"_wake", METHOD(runtime_wake), METH_NOARGS, NULL},
     {"_stats", METHOD(runtime_stats), METH_NOARGS, NULL},
     {"_external", METHOD(runtime_external), METH_O, NULL},
