@@ -422,7 +422,6 @@ static PyObject *make_scope(PyObject *module, PyObject *const *argv, Py_ssize_t 
 {
     PyTypeObject *type = (PyTypeObject *)fb_hooks.scope_type;
     Scope *o;
-    int64_t ns;
     (void)module;
     if (n != 7)
         return PyErr_Format(PyExc_TypeError, "make_scope takes 7 arguments");
@@ -457,7 +456,6 @@ static PyObject *make_scope(PyObject *module, PyObject *const *argv, Py_ssize_t 
     o->strict = argv[5] == Py_None ? -1 : (int8_t)PyObject_IsTrue(argv[5]);
     if (argv[6] != Py_None)
         o->on_error = Py_NewRef(argv[6]);
-    (void)ns;
     return (PyObject *)o;
 bad:
     Py_DECREF(o);
@@ -532,7 +530,11 @@ static PyObject *scope_exit(Scope *o, PyObject *const *argv, Py_ssize_t n)
     return r;
 }
 
-static Runtime *scope_runtime(Scope *o) { return o->scope->owner && o->scope->state != SCOPE_CLOSED ? o->scope->owner->runtime : NULL; }
+/* The run it is open in, or NULL. */
+static Runtime *scope_runtime(Scope *o)
+{
+    return o->scope->owner && o->scope->state != SCOPE_CLOSED ? o->scope->owner->runtime : NULL;
+}
 
 static PyObject *scope_spawn_kind(Scope *o, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames, int daemon)
 {
