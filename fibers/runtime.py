@@ -186,15 +186,15 @@ def run(
     cleanup_grace: float = 1.0,
     shuffle_seed: int | None = None,
     strict: bool = False,
-    debug: bool | None = None,
+    debug: bool | None = None,  # noqa: ARG001 - settled in api.md
 ) -> T:
     """Run main(*args) as the root fiber in this thread; return its value or raise its failure when all has ended.
 
     `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
     virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: seconds, checked and kept for D10, which
     is not in this release: cancel points raise also during a cleanup. `shuffle_seed`: a random but repeatable ready
-    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: default $FIBERS_DEBUG;
-    kept for the debug mode of a later release.
+    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: accepted,
+    for the debug mode of a later release.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
@@ -211,8 +211,6 @@ def run(
     if not cleanup_grace >= 0:
         msg = f"cleanup_grace can't be negative or NaN: {cleanup_grace!r}"
         raise ValueError(msg)
-    if debug is None:
-        debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")
     if shuffle_seed is None and os.environ.get("FIBERS_SEED"):
         shuffle_seed = int(os.environ["FIBERS_SEED"])
     core = Core(drivers.make(driver), clock == "auto", shuffle_seed)

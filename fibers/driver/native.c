@@ -68,7 +68,7 @@ void fb_line_push(struct line *l, Fiber *f)
     l->tail = f;
 }
 
-void fb_line_remove(Fiber *f)
+static void line_remove(Fiber *f)
 {
     struct line *l = f->line;
     if (!l)
@@ -88,7 +88,7 @@ Fiber *fb_line_pop(struct line *l)
 {
     Fiber *f = l->head;
     if (f)
-        fb_line_remove(f);
+        line_remove(f);
     return f;
 }
 
@@ -106,7 +106,7 @@ void fb_make_ready(Fiber *f, int wake)
     f->wake = (uint8_t)wake;
     if (f->timer.slot)
         fb_timer_disarm(&f->runtime->timers, &f->timer);
-    fb_line_remove(f);
+    line_remove(f);
     fb_enqueue(f->runtime, f);
 }
 
@@ -355,7 +355,7 @@ static int park_spurious(Runtime *rt, Fiber *f)
     }
     if (f->state == FIBER_READY)
         fb_queue_remove(&rt->ready, f);
-    fb_line_remove(f);
+    line_remove(f);
     fb_timer_disarm(&rt->timers, &f->timer);
     if (interrupted && interrupted != f && interrupted->state == FIBER_RUNNING && !interrupted->greenlet) {
         /* The thrower is stuck in its throw(): it goes on there when its turn comes. */
@@ -373,6 +373,8 @@ static int park_spurious(Runtime *rt, Fiber *f)
         PyErr_SetString(PyExc_RuntimeError, "a parked fiber's greenlet was switched to by something else");
     return -1;
 }
+
+static PyObject *raise_cancelled(Fiber *f);
 
 static void raise_pending(Fiber *f)
 {
@@ -397,7 +399,7 @@ int fb_woken(Fiber *f, int wake)
         raise_pending(f);
         return -1;
     case WAKE_CANCELLED:
-        fb_raise_cancelled(f);
+        raise_cancelled(f);
         return -1;
     default:
         return -1;
@@ -437,13 +439,13 @@ int fb_check(Fiber *f)
     if (f->interrupt)
         raise_pending(f);
     else
-        fb_raise_cancelled(f);
+        raise_cancelled(f);
     return -1;
 }
 
 /* Level-triggered: raised at every cancel point. From the second time on through the scheduler, so that a fiber that
  * swallows it in a loop cannot starve the others (rule D11). */
-PyObject *fb_raise_cancelled(Fiber *f)
+static PyObject *raise_cancelled(Fiber *f)
 {
     PyObject *scope, *e;
     if (f->redelivered++ && !fb_may_park(f, "go on")) {

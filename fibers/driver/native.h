@@ -167,8 +167,6 @@ int fb_duration(PyObject *o, const char *what, int negative_ok, int64_t *ns);
 int64_t fb_clock(Runtime *rt);
 PyObject *fb_take_exception(void);
 void fb_raise(PyObject *e); /* takes the reference */
-PyObject *fb_raise_cancelled(Fiber *f);
-void fb_line_remove(Fiber *f);
 void fb_enqueue(Runtime *rt, Fiber *f);
 void fb_scope_cancel(Runtime *rt, struct scope *s);
 void fb_scope_close(struct scope *s);
