@@ -268,3 +268,55 @@ def test_a_deadlock_that_cancellation_cannot_end_is_an_internal_error() -> None:
         fibers.run(main)
     assert "cancellation can't end" in str(caught.value.__cause__)
     assert fibers.run(lambda: 5) == 5
+
+
+def test_wait_tells_what_for_and_since_when() -> None:
+    def main() -> None:
+        waiter = fibers.spawn(native.wait, "acquire", 7)
+        bare = fibers.spawn(native.wait, "select")
+        fibers.sleep(3)
+        assert repr(waiter) == "<Fiber 'wait' parked in acquire of 7>"
+        assert repr(bare) == "<Fiber 'wait' parked in select>"
+        assert waiter._since == 0.0
+        assert fibers.current()._since is None
+        assert fibers.unpark(waiter)
+        assert not fibers.unpark(waiter), "it is ready already"
+        assert waiter.result() is True
+        assert native.wait("get", None, 2) is False
+        assert native.wait("get", None, 0) is False
+        assert fibers.now() == 5.0
+        bare.cancel()
+
+    fibers.run(main, clock="auto")
+
+
+def test_an_unparked_waiter_stays_so_when_it_is_cancelled_before_it_runs() -> None:
+    def main() -> None:
+        waiter = fibers.spawn(native.wait, "get")
+        fibers.checkpoint()
+        fibers.unpark(waiter)
+        waiter.cancel()
+        assert waiter.result() is True
+        with fibers.move_on_after(0) as late:
+            native.wait("get")
+        assert late.cancelled_caught
+
+    fibers.run(main)
+
+
+def test_watchers_are_told_once_when_a_fiber_is_done() -> None:
+    def main() -> None:
+        told: list[fibers.Fiber[object]] = []
+        unwanted: list[fibers.Fiber[object]] = []
+        child = fibers.spawn(fibers.sleep, 1)
+        child._watch(told.append)
+        child._watch(unwanted.append)
+        child._unwatch(unwanted.append)
+        child._unwatch(print)
+        child.join()
+        assert told == [child]
+        child._watch(told.append)
+        assert told == [child, child]
+        assert unwanted == []
+
+    fibers.run(main, clock="auto")

@@ -193,6 +193,7 @@ static void poll_driver(Runtime *rt, int64_t timeout_ns)
         if (!d->done && !d->woken && !(rt->timers.len && rt->timers.slots[0].when <= fb_now()))
             rt->attention |= LOOK_SIGNALS;
     }
+    rt->seen = fb_clock(rt);
     if (r < 0) {
         rt->poll_error = r;
         rt->attention |= LOOK_BROKEN;
@@ -322,6 +323,7 @@ int fb_park(Fiber *f, int wait)
     f->state = FIBER_PARKED;
     f->wait = (uint8_t)wait;
     f->wake = WAKE_OK;
+    f->since = rt->seen;
     if (wait == WAIT_YIELD)
         fb_enqueue(rt, f);
     Py_XSETREF(f->greenlet, (PyObject *)PyGreenlet_GetCurrent());
@@ -804,6 +806,20 @@ static void leave_nursery(Runtime *rt, Fiber *f)
         fb_make_ready(s->owner, WAKE_OK);
 }
 
+/* Whoever asked to be told that a fiber is done: they may make fibers ready, never park. */
+static void tell_watchers(Runtime *rt, Fiber *f)
+{
+    PyObject *watchers = f->watchers;
+    f->watchers = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(watchers); i++) {
+        PyObject *r = PyObject_CallOneArg(PyList_GET_ITEM(watchers, i), (PyObject *)f);
+        Py_XDECREF(r);
+        if (!r)
+            broken(rt);
+    }
+    Py_DECREF(watchers);
+}
+
 static void finish(Runtime *rt, Fiber *f)
 {
     Fiber *joiner;
@@ -814,6 +830,8 @@ static void finish(Runtime *rt, Fiber *f)
     /* Joiners first, then the scope hears of it: h.result() raises h's own error, not Cancelled (rule B6). */
     while ((joiner = f->joiners.head))
         fb_make_ready(joiner, WAKE_OK);
+    if (f->watchers)
+        tell_watchers(rt, f);
     leave_nursery(rt, f);
     rt->fibers--;
     Py_CLEAR(f->args);
@@ -1054,6 +1072,7 @@ static int look(Runtime *rt)
 int fb_hub(Runtime *rt)
 {
     rt->hub = (PyObject *)PyGreenlet_GetCurrent();
+    rt->seen = fb_clock(rt);
     while (rt->main->state != FIBER_DONE && !(rt->forked && (rt->attention & LOOK_END))) {
         PyObject *target, *r;
         Py_CLEAR(rt->dead);

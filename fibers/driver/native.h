@@ -66,6 +66,9 @@ struct fiber {
     PyObject *spawner;        /* owned until it is done */
     PyObject *gift;           /* owned: what unpark brought */
     PyObject *on_cancel;      /* owned: park's callback */
+    PyObject *what, *on;      /* owned: what wait() waits for, in words, and the object it waits on */
+    PyObject *watchers;       /* owned list or NULL: whom to tell when it is done */
+    int64_t since;            /* when it parked, as far as rt->seen knew */
     PyObject *weakrefs;
     uint64_t id;
     uint32_t redelivered;     /* Cancelled raised again in the same cancelled scope */
@@ -98,6 +101,7 @@ struct runtime {
     PyObject *pending;        /* owned: exception for main's next cancel point */
     PyObject *trouble;        /* owned: an error of our own; ends the run */
     int64_t clock;            /* the virtual time */
+    int64_t seen;             /* the time at the last poll: what a parking fiber notes without a look at the clock */
     uint64_t fibers, spawned, switches, random;
     uint32_t pooled, pass_left, attention, inside, external, deadlocks;
     int poll_error;

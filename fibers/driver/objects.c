@@ -48,6 +48,9 @@ static int fiber_traverse(Fiber *f, visitproc visit, void *arg)
     Py_VISIT(f->spawner);
     Py_VISIT(f->gift);
     Py_VISIT(f->on_cancel);
+    Py_VISIT(f->what);
+    Py_VISIT(f->on);
+    Py_VISIT(f->watchers);
     return 0;
 }
 
@@ -64,6 +67,9 @@ static int fiber_clear(Fiber *f)
     Py_CLEAR(f->spawner);
     Py_CLEAR(f->gift);
     Py_CLEAR(f->on_cancel);
+    Py_CLEAR(f->what);
+    Py_CLEAR(f->on);
+    Py_CLEAR(f->watchers);
     return 0;
 }
 
@@ -317,10 +323,48 @@ static PyObject *fiber_activity(Fiber *f, void *ignored)
     case WAIT_CLOSE:
         return PyUnicode_FromString("parked in close");
     case WAIT_PARK:
+        if (f->on && f->on != Py_None)
+            return PyUnicode_FromFormat("parked in %S of %R", f->what, f->on);
+        if (f->what)
+            return PyUnicode_FromFormat("parked in %S", f->what);
         return PyUnicode_FromString("parked in park");
     default:
         return PyUnicode_FromString("parked");
     }
+}
+
+/* When it began to wait, in seconds of now(); None unless parked. */
+static PyObject *fiber_since(Fiber *f, void *ignored)
+{
+    (void)ignored;
+    if (f->state != FIBER_PARKED)
+        Py_RETURN_NONE;
+    return PyFloat_FromDouble((double)f->since / 1e9);
+}
+
+/* _watch(fn): fn(fiber) is called when it is done, at once if it is; it may not park. */
+static PyObject *fiber_watch(Fiber *f, PyObject *fn)
+{
+    if (f->state == FIBER_DONE)
+        return PyObject_CallOneArg(fn, (PyObject *)f);
+    if (!f->watchers && !(f->watchers = PyList_New(0)))
+        return NULL;
+    if (PyList_Append(f->watchers, fn) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* _unwatch(fn): no effect if it was told already. */
+static PyObject *fiber_unwatch(Fiber *f, PyObject *fn)
+{
+    for (Py_ssize_t i = 0; f->watchers && i < PyList_GET_SIZE(f->watchers); i++) {
+        int same = PyObject_RichCompareBool(PyList_GET_ITEM(f->watchers, i), fn, Py_EQ);
+        if (same < 0 || (same && PySequence_DelItem(f->watchers, i) < 0))
+            return NULL;
+        if (same)
+            break;
+    }
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef FIBER_METHODS[] = {
@@ -337,6 +381,8 @@ static PyMethodDef FIBER_METHODS[] = {
      "done($self)\n--\n\nTell whether its function has returned and all its descendants are done."},
     {"cancel", METHOD(fiber_cancel), METH_FASTCALL | METH_KEYWORDS,
      "cancel($self, reason=None)\n--\n\nCancel the fiber and everything it spawned; no effect when done. Returns at once."},
+    {"_watch", METHOD(fiber_watch), METH_O, NULL},
+    {"_unwatch", METHOD(fiber_unwatch), METH_O, NULL},
     {"__class_getitem__", (PyCFunction)Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -349,6 +395,7 @@ static PyGetSetDef FIBER_FIELDS[] = {
     {"_root", (getter)fiber_root, NULL, NULL, NULL},
     {"_runtime", (getter)fiber_runtime, NULL, NULL, NULL},
     {"_activity", (getter)fiber_activity, NULL, NULL, NULL},
+    {"_since", (getter)fiber_since, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -1092,6 +1139,33 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
     return gift ? gift : Py_NewRef(Py_None);
 }
 
+/* wait(what, on=None, timeout=None): park() for the primitives: until unpark, True, or a timeout, False. `what` and `on` are
+ * for whoever asks what the fiber waits for. A waiter that was unparked stays so, whatever is cancelled before it runs. */
+static PyObject *m_wait(PyObject *module, PyObject *const *argv, Py_ssize_t n)
+{
+    int64_t ns;
+    int wake;
+    Fiber *f;
+    (void)module;
+    if (n < 1 || n > 3)
+        return PyErr_Format(PyExc_TypeError, "wait takes what, on, timeout");
+    if (fb_duration(n > 2 ? argv[2] : Py_None, "a timeout", 1, &ns) < 0 || !(f = fb_here("wait")) ||
+        fb_may_park(f, "wait") < 0 || fb_check(f) < 0)
+        return NULL;
+    if (ns == 0)
+        Py_RETURN_FALSE;
+    if (fb_arm(f, ns) < 0)
+        return NULL;
+    f->what = Py_NewRef(argv[0]);
+    f->on = Py_XNewRef(n > 1 ? argv[1] : NULL);
+    wake = fb_park(f, WAIT_PARK);
+    Py_CLEAR(f->what);
+    Py_CLEAR(f->on);
+    Py_CLEAR(f->gift);
+    wake = fb_woken(f, wake);
+    return wake < 0 ? NULL : PyBool_FromLong(!wake);
+}
+
 static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 {
     Fiber *f;
@@ -1227,6 +1301,7 @@ static PyMethodDef FUNCTIONS[] = {
      "False, an unpark will come all the same. It may not park. Parks; a cancel point."},
     {"unpark", METHOD(m_unpark), METH_FASTCALL,
      "unpark(fiber, value=None, /)\n--\n\nResume a fiber that is in park(); False if it is not there (any more)."},
+    {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
     {"operate", METHOD(m_operate), METH_FASTCALL, NULL},
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},
     {"configure", METHOD(m_configure), METH_O, NULL},
