@@ -6,6 +6,7 @@ The layers, lowest first; imports point downwards only:
     driver      what performs operations: the compiled module (core.h is the contract), io_uring, worker threads
     scope       the cancel tree: scope, timeout, move_on_after, shield, supervisor
     fiber       what spawn returns, and the calls a fiber makes about itself
+    waiting     the wait queue that every primitive is built on
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
 
