@@ -18,6 +18,7 @@ class Cancelled(BaseException):
     """
 
     reason: str | None
+    _source: int  # which cancellation it delivers (D10)
 
     def __new__(cls, *_args: object, **_kwargs: object) -> NoReturn:
         """Refuse: only a cancelled scope makes one."""
@@ -32,10 +33,11 @@ class Cancelled(BaseException):
         return f"cancelled: {self.reason}" if self.reason else "cancelled"
 
 
-def make_cancelled(reason: str | None) -> Cancelled:
+def make_cancelled(reason: str | None, source: int) -> Cancelled:
     """Make the exception that a cancel point raises."""
     error: Cancelled = BaseException.__new__(Cancelled)
     error.reason = reason
+    error._source = source
     return error
 
 

@@ -18,11 +18,12 @@ from fibers.driver.native import (
     spawn,
     unpark,
 )
+from fibers.errors import Cancelled
 from fibers.scope import (
     Scope,
+    cancelled_by,
     child_failed,
     fiber_cancelled,
-    make_visible_cancelled,
     settle_fiber,
     warn_swallowing,
 )
@@ -93,7 +94,8 @@ native.configure(
     {
         "fiber_type": Fiber,
         "scope_type": Scope,
-        "cancelled": make_visible_cancelled,
+        "cancelled_type": Cancelled,
+        "cancelled": cancelled_by,
         "settle": settle_fiber,
         "child_failed": child_failed,
         "redelivered": warn_swallowing,

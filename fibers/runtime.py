@@ -191,10 +191,10 @@ def run(
     """Run main(*args) as the root fiber in this thread; return its value or raise its failure when all has ended.
 
     `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
-    virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: seconds, checked and kept for D10, which
-    is not in this release: cancel points raise also during a cleanup. `shuffle_seed`: a random but repeatable ready
-    order, for tests; default $FIBERS_SEED. `strict`: group single child failures too. `debug`: accepted,
-    for the debug mode of a later release.
+    virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: for so many seconds code that handles a
+    Cancelled (finally, except, __exit__) may still block; 0: every cancel point raises at once (D10). `shuffle_seed`: a
+    random but repeatable ready order, for tests; default $FIBERS_SEED. `strict`: group single child failures too.
+    `debug`: accepted, for the debug mode of a later release.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
@@ -213,7 +213,7 @@ def run(
         raise ValueError(msg)
     if shuffle_seed is None and os.environ.get("FIBERS_SEED"):
         shuffle_seed = int(os.environ["FIBERS_SEED"])
-    core = Core(drivers.make(driver), clock == "auto", shuffle_seed)
+    core = Core(drivers.make(driver), clock == "auto", shuffle_seed, cleanup_grace)
     core.strict = strict
     try:
         with Interrupts(core):

@@ -122,7 +122,7 @@ def child_failed(scope: Scope, fiber: Fiber[object], failure: BaseException) -> 
 
 def settle_scope(scope: Scope, error: BaseException | None) -> BaseException | None:
     """Wait for the children, close the scope, and say what leaves it: None, `error` itself, or another exception."""
-    stray = isinstance(error, Cancelled) and not scope._cancelled
+    stray = isinstance(error, Cancelled) and not scope._cancelled and not scope._soft
     if stray:
         error = escaped(error)
     if error is not None and not isinstance(error, Cancelled):
@@ -137,13 +137,18 @@ def settle_scope(scope: Scope, error: BaseException | None) -> BaseException | N
             for child in scope.children:
                 child.cancel("a daemon whose scope is done")
         drain(scope, need)
-    outer = scope._outer_cancelled
+    # A soft shield (D10) lets the Cancelled through that is being cleaned up after.
+    passing = scope._soft and isinstance(error, Cancelled) and error._source != scope._cancel_id
+    outer = scope._outer_cancelled or passing
     cancelled = scope._cancelled
     saw_cancelled = scope._saw_cancelled
     failures = scope._failures
     scope._failures = None
     strict = is_strict(scope)
-    parent = scope._parent
+    if outer and saw_cancelled and not isinstance(error, Cancelled):
+        passed_on: BaseException | None = native.make_cancelled()
+    else:
+        passed_on = error
     scope._close()
     try:
         if failures:
@@ -152,7 +157,7 @@ def settle_scope(scope: Scope, error: BaseException | None) -> BaseException | N
                 return failed
         if isinstance(error, Cancelled) or saw_cancelled:
             if outer:
-                return error if isinstance(error, Cancelled) else make_cancelled(reason_of(parent))
+                return passed_on
             if cancelled:
                 scope.cancelled_caught = True
                 if scope._kind == KIND_TIMEOUT and scope._expired:
@@ -160,7 +165,7 @@ def settle_scope(scope: Scope, error: BaseException | None) -> BaseException | N
                 return None
         return None
     finally:
-        del error, failures, parent
+        del error, failures, passed_on
 
 
 def escaped(error: BaseException | None) -> RuntimeError:
@@ -239,21 +244,9 @@ def reaches(error: BaseException, target: BaseException) -> bool:
     return False
 
 
-def reason_of(scope: Scope | None) -> str | None:
-    """Find the reason of the cancellation that a scope sees: the outermost that is visible decides."""
-    reason = None
-    while scope is not None:
-        if scope.cancel_called:
-            reason = scope.reason
-        if scope._shield:
-            break
-        scope = scope._parent
-    return reason
-
-
-def make_visible_cancelled(scope: Scope) -> Cancelled:
-    """Make the Cancelled for a cancel point inside `scope` (called by the scheduler)."""
-    return make_cancelled(reason_of(scope))
+def cancelled_by(scope: Scope, source: int) -> Cancelled:
+    """Make the Cancelled for a cancel point that sees the cancellation of `scope` (called by the scheduler)."""
+    return make_cancelled(scope.reason, source)
 
 
 def settle_fiber(fiber: Fiber[object], value: object, error: BaseException | None) -> tuple[int, object]:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-# 64 is about multishot operations, which are not used. 54 to 57 belong to the cleanup grace.
-CASES = {*range(1, 54), *range(58, 67)} - {64}
+# 64 is about multishot operations, which are not used.
+CASES = {*range(1, 67)} - {64}
 
 RULES = {
     *(f"A{n}" for n in range(1, 8)),
     *(f"B{n}" for n in range(1, 11)),
     *(f"C{n}" for n in range(1, 9)),
-    *(f"D{n}" for n in range(1, 10)),
+    *(f"D{n}" for n in range(1, 13)),
     *(f"E{n}" for n in range(1, 9)),
     *(f"F{n}" for n in range(1, 11)),
     *(f"G{n}" for n in range(1, 5)),

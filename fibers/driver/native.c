@@ -1,4 +1,4 @@
-/* The scheduler: fibers on greenlets, the cancel tree, park and unpark.
+/* The scheduler: fibers on greenlets, park and unpark, completions and timers.
  *
  *  1. A carrier is a pooled greenlet that runs one fiber function after another. Carriers are started from the hub (the
  *     greenlet that called run) only: a greenlet started inside another inherits its stack depth.
@@ -112,7 +112,7 @@ void fb_make_ready(Fiber *f, int wake)
 
 /* A wait ends from outside: cancellation, a deadline of its own, an exception for main. An op in flight is asked to end
  * and stays; the other waits end at once. What completed already (the fiber is queued) keeps its result: rule F9. */
-static void interrupt_wait(Fiber *f, int wake)
+void fb_interrupt_wait(Fiber *f, int wake)
 {
     Runtime *rt = f->runtime;
     static const uint8_t WHY[] = {[WAKE_OK] = FB_NOT, [WAKE_TIMEOUT] = FB_BY_TIMEOUT, [WAKE_CANCELLED] = FB_BY_SCOPE,
@@ -159,15 +159,21 @@ static void interrupt_wait(Fiber *f, int wake)
 
 static void fire(Runtime *rt, struct fb_timer *t)
 {
-    if (t->kind == 0) {
-        Fiber *f = (Fiber *)((char *)t - offsetof(Fiber, timer));
-        interrupt_wait(f, WAKE_TIMEOUT);
-    } else {
+    switch ((enum timer_kind)t->kind) {
+    case TIMER_WAIT:
+        fb_interrupt_wait((Fiber *)((char *)t - offsetof(Fiber, timer)), WAKE_TIMEOUT);
+        break;
+    case TIMER_DEADLINE: {
         struct scope *s = (struct scope *)((char *)t - offsetof(struct scope, timer));
         if (!s->cancel_called) {
             s->expired = 1;
             fb_scope_cancel(rt, s);
         }
+        break;
+    }
+    case TIMER_GRACE:
+        fb_grace_over((Fiber *)((char *)t - offsetof(Fiber, grace)));
+        break;
     }
 }
 
@@ -376,8 +382,6 @@ static int park_spurious(Runtime *rt, Fiber *f)
     return -1;
 }
 
-static PyObject *raise_cancelled(Fiber *f);
-
 static void raise_pending(Fiber *f)
 {
     Runtime *rt = f->runtime;
@@ -401,7 +405,7 @@ int fb_woken(Fiber *f, int wake)
         raise_pending(f);
         return -1;
     case WAKE_CANCELLED:
-        raise_cancelled(f);
+        fb_raise_cancelled(f);
         return -1;
     default:
         return -1;
@@ -440,35 +444,11 @@ int fb_check(Fiber *f)
         return 0;
     if (f->interrupt)
         raise_pending(f);
+    else if (fb_in_grace(f))
+        return 0;
     else
-        raise_cancelled(f);
+        fb_raise_cancelled(f);
     return -1;
-}
-
-/* Level-triggered: raised at every cancel point. From the second time on through the scheduler, so that a fiber that
- * swallows it in a loop cannot starve the others (rule D11). */
-static PyObject *raise_cancelled(Fiber *f)
-{
-    PyObject *scope, *e;
-    if (f->redelivered++ && !fb_may_park(f, "go on")) {
-        if (fb_park(f, WAIT_YIELD) < 0)
-            return NULL;
-    }
-    PyErr_Clear();
-    if (f->redelivered == 1000) {
-        PyObject *r = PyObject_CallOneArg(fb_hooks.redelivered, (PyObject *)f);
-        if (!r)
-            return NULL;
-        Py_DECREF(r);
-    }
-    scope = fb_scope_object(f->scope);
-    if (!scope)
-        return NULL;
-    e = PyObject_CallOneArg(fb_hooks.cancelled, scope);
-    Py_DECREF(scope);
-    if (e)
-        fb_raise(e);
-    return NULL;
 }
 
 /* Ops. */
@@ -527,9 +507,9 @@ PyObject *fb_op_error(Fiber *f)
 {
     struct fb_op *op = &f->op;
     assert(op->res < 0);
-    if (f->scope->cancelled | f->interrupt) {
-        fb_check(f);
-    } else if (op->why == FB_BY_CLOSE) {
+    if (fb_check(f) < 0)
+        return NULL;
+    if (op->why == FB_BY_CLOSE) {
         errno = EBADF;
         PyErr_SetFromErrno(PyExc_OSError);
     } else if (op->why == FB_BY_TIMEOUT && op->res == -ECANCELED) {
@@ -566,84 +546,7 @@ int fb_duration(PyObject *o, const char *what, int negative_ok, int64_t *ns)
     return 0;
 }
 
-/* The cancel tree. */
-
-static void deliver(Fiber *f)
-{
-    if (f->state == FIBER_PARKED)
-        interrupt_wait(f, WAKE_CANCELLED);
-}
-
-static struct scope *first_below(struct scope *s)
-{
-    return s->inner ? s->inner : s->children ? &s->children->root : NULL;
-}
-
-static struct scope *next_beside(struct scope *s)
-{
-    if (!s->is_root)
-        return s->parent->children ? &s->parent->children->root : NULL;
-    return s->owner->next ? &s->owner->next->root : NULL;
-}
-
-static int closed_to(struct scope *s) { return s->shield || s->cancelled; }
-
-/* Mark everything below `top` that sees its cancellation, once and without recursion: a tree may be a list 10,000
- * deep. What is marked already or shielded hides its subtree. Calls no Python. */
-static void mark_cancelled(struct scope *top)
-{
-    struct scope *s = top;
-    for (;;) {
-        struct scope *next;
-        s->cancelled = 1;
-        if (s->owner && s->owner->scope == s)
-            deliver(s->owner);
-        next = first_below(s);
-        while (next && closed_to(next))
-            next = next_beside(next);
-        while (!next) {
-            if (s == top)
-                return;
-            next = next_beside(s);
-            s = s->parent;
-            while (next && closed_to(next))
-                next = next_beside(next);
-        }
-        s = next;
-    }
-}
-
-void fb_scope_cancel(Runtime *rt, struct scope *s)
-{
-    if (s->cancel_called || s->state == SCOPE_CLOSED)
-        return;
-    s->cancel_called = 1;
-    if (s->timer.slot && rt)
-        fb_timer_disarm(&rt->timers, &s->timer);
-    if (s->state == SCOPE_NEW) {
-        s->cancelled = 1;
-        return;
-    }
-    if (!s->cancelled)
-        mark_cancelled(s);
-}
-
-void fb_scope_close(struct scope *s)
-{
-    Fiber *f = s->owner;
-    if (s->timer.slot)
-        fb_timer_disarm(&f->runtime->timers, &s->timer);
-    s->state = SCOPE_CLOSED;
-    if (!s->is_root) {
-        f->scope = s->parent;
-        s->parent->inner = NULL;
-        if (!s->parent->cancelled)
-            f->redelivered = 0;
-    }
-    s->parent = NULL;
-    if (!s->is_root)
-        Py_DECREF(s->object); /* taken by enter: an open scope lives, whoever dropped it */
-}
+/* Scopes as seen from their fibers. */
 
 PyObject *fb_scope_object(struct scope *s)
 {
@@ -693,7 +596,8 @@ Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *
     f->root.owner = f;
     f->root.is_root = 1;
     f->root.state = SCOPE_OPEN;
-    f->root.timer.kind = 1;
+    f->root.timer.kind = TIMER_DEADLINE;
+    f->grace.kind = TIMER_GRACE;
     f->root.parent = f->nursery = nursery;
     f->root.cancelled = nursery ? nursery->cancelled : 0;
     rt->fibers++;
@@ -825,6 +729,7 @@ static void finish(Runtime *rt, Fiber *f)
     Fiber *joiner;
     int is_main = f == rt->main;
     f->state = FIBER_DONE;
+    fb_grace_disarm(f);
     rt->inside++;
     fb_scope_close(&f->root);
     /* Joiners first, then the scope hears of it: h.result() raises h's own error, not Cancelled (rule B6). */
@@ -1013,7 +918,7 @@ void fb_interrupt_main(Runtime *rt, PyObject *e)
     }
     rt->pending = e;
     rt->main->interrupt = 1;
-    interrupt_wait(rt->main, WAKE_RAISE);
+    fb_interrupt_wait(rt->main, WAKE_RAISE);
 }
 
 static int call_method(Runtime *rt, const char *name)

@@ -28,12 +28,16 @@ struct scope {
     PyObject *reason;         /* owned or NULL */
     struct line deferred;     /* fibers that wait for a place under `limit` */
     struct fb_timer timer;    /* the deadline */
+    uint64_t cancel_id;       /* which cancellation this is, of all there were; 0: none */
+    uint64_t heard;           /* the cancellation last delivered to its owner here, and until when a cleanup may take: */
+    int64_t grace_until;      /* of a fiber's own scope: its own cancellation; of a root: the visible one from outside */
     uint32_t live, daemons;   /* how many children of each kind */
     uint32_t running, limit;  /* started children, and how many may be; 0: any number */
     uint8_t state;            /* enum scope_state */
     uint8_t shield;           /* cancellation from outside is not visible here */
     uint8_t cancel_called;
     uint8_t cancelled;        /* cached: cancel_called, or visible from outside. All that a cancel point reads */
+    uint8_t soft;             /* entered during a cleanup: as a shield, until the grace ends */
     uint8_t expired;          /* its deadline did it */
     uint8_t saw_cancelled;    /* a child was stopped by a cancellation from outside (rule D5) */
     uint8_t awaited;          /* its owner is parked until: 1 live children, 2 all children are done */
@@ -57,6 +61,7 @@ struct fiber {
     struct line joiners;
     struct fb_op op;
     struct fb_timer timer;    /* of the wait in progress */
+    struct fb_timer grace;    /* armed while it cleans up: when that must end */
     struct carrier *carrier;  /* borrowed: what runs it, from its start to its end */
     PyObject *greenlet;       /* owned: what to switch to; NULL before its first start and while it runs */
     PyObject *fn, *args, *kwnames; /* owned until it has run */
@@ -75,6 +80,8 @@ struct fiber {
     uint8_t state, wait, wake, outcome;
     uint8_t daemon, observed, propagates, interrupt;
 };
+
+enum timer_kind { TIMER_WAIT = 0, TIMER_DEADLINE, TIMER_GRACE };
 
 struct carrier {
     PyObject *greenlet;       /* owned by the pool while parked there */
@@ -101,8 +108,10 @@ struct runtime {
     PyObject *pending;        /* owned: exception for main's next cancel point */
     PyObject *trouble;        /* owned: an error of our own; ends the run */
     int64_t clock;            /* the virtual time */
+    int64_t grace_ns;         /* how long a cleanup may take; 0: cancel points raise at once */
     int64_t seen;             /* the time at the last poll: what a parking fiber notes without a look at the clock */
     uint64_t fibers, spawned, switches, random;
+    uint32_t graces;          /* fibers whose grace timer is armed */
     uint32_t pooled, pass_left, attention, inside, external, deadlocks;
     int poll_error;
     uint8_t virtual, shuffle, forked, running, held;
@@ -111,7 +120,8 @@ struct runtime {
 /* Filled by configure(): the Python side of the rules. */
 struct hooks {
     PyObject *fiber_type, *scope_type;  /* subclasses of our Fiber and Scope */
-    PyObject *cancelled;                /* (scope) -> a Cancelled */
+    PyObject *cancelled_type;           /* Cancelled */
+    PyObject *cancelled;                /* (scope that was cancelled, its cancel_id) -> a Cancelled */
     PyObject *settle;                   /* (fiber, value, exception or None) -> (outcome, object) */
     PyObject *child_failed;             /* (scope, fiber, exception) */
     PyObject *redelivered;              /* (fiber): it keeps swallowing Cancelled */
@@ -167,13 +177,25 @@ Fiber *fb_line_pop(struct line *l);
 /* Seconds (float, None) to nanoseconds: -1 for None and infinity. Returns -1 with ValueError or TypeError. */
 int fb_duration(PyObject *o, const char *what, int negative_ok, int64_t *ns);
 
-/* native.c for objects.c. */
+/* tree.c: the cancel tree and the cleanup grace. */
+void fb_scope_cancel(Runtime *rt, struct scope *s);
+void fb_scope_close(struct scope *s);
+/* Make the Cancelled for a cancel point of the fiber, and start its grace: NULL with an exception if that fails. */
+PyObject *fb_make_cancelled(Fiber *f);
+void fb_raise_cancelled(Fiber *f);
+/* May this cancelled fiber go on, because it is cleaning up? */
+int fb_in_grace(Fiber *f);
+/* A wait that could not be cancelled has ended: what sees the cancellation from `s` on gets its time anew. */
+void fb_grace_restart(struct scope *s);
+void fb_grace_over(Fiber *f);
+void fb_grace_disarm(Fiber *f);
+
+/* native.c for objects.c and tree.c. */
+void fb_interrupt_wait(Fiber *f, int wake);
 int64_t fb_clock(Runtime *rt);
 PyObject *fb_take_exception(void);
 void fb_raise(PyObject *e); /* takes the reference */
 void fb_enqueue(Runtime *rt, Fiber *f);
-void fb_scope_cancel(Runtime *rt, struct scope *s);
-void fb_scope_close(struct scope *s);
 PyObject *fb_scope_object(struct scope *s);
 int fb_children_done(struct scope *s, int need);
 Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *args, PyObject *kwnames);

@@ -479,7 +479,7 @@ static PyObject *make_scope(PyObject *module, PyObject *const *argv, Py_ssize_t 
         return NULL;
     o->scope = &o->own;
     o->own.object = (PyObject *)o;
-    o->own.timer.kind = 1;
+    o->own.timer.kind = TIMER_DEADLINE;
     o->at = o->seconds = -1;
     o->kind = (uint8_t)PyLong_AsLong(argv[0]);
     if (argv[1] != Py_None) {
@@ -538,7 +538,8 @@ static PyObject *scope_enter(Scope *o, PyObject *ignored)
         return PyErr_Format(PyExc_RuntimeError, "a scope can be entered only once: make a new one");
     s->owner = f;
     s->parent = f->scope;
-    s->cancelled = s->cancel_called || (!s->shield && f->scope->cancelled);
+    s->soft = !s->shield && f->scope->cancelled && fb_in_grace(f);
+    s->cancelled = s->cancel_called || (!s->shield && !s->soft && f->scope->cancelled);
     s->state = SCOPE_OPEN;
     f->scope->inner = s;
     f->scope = s;
@@ -676,7 +677,7 @@ static PyObject *scope_flag(Scope *o, void *which)
     case 0:
         return PyBool_FromLong(s->cancelled);
     case 1:
-        return PyBool_FromLong(s->parent && !s->shield && s->parent->cancelled);
+        return PyBool_FromLong(s->parent && !s->shield && !s->soft && s->parent->cancelled);
     case 2:
         return PyBool_FromLong(s->expired);
     case 3:
@@ -691,6 +692,10 @@ static PyObject *scope_flag(Scope *o, void *which)
     }
     case 7:
         return s->parent ? fb_scope_object(s->parent) : Py_NewRef(Py_None);
+    case 9:
+        return PyBool_FromLong(s->soft);
+    case 10:
+        return PyLong_FromUnsignedLongLong(s->cancel_id);
     default:
         return Py_NewRef(s->owner && s->state != SCOPE_CLOSED ? (PyObject *)s->owner : Py_None);
     }
@@ -732,6 +737,8 @@ static PyObject *scope_wait(Scope *o, PyObject *arg)
         s->awaited = 0;
         if (wake < 0)
             return NULL;
+        if (s->parent)
+            fb_grace_restart(s->parent);
     }
     Py_RETURN_NONE;
 }
@@ -775,6 +782,8 @@ static PyGetSetDef SCOPE_FIELDS[] = {
     {"_state", (getter)scope_flag, NULL, NULL, (void *)6},
     {"_parent", (getter)scope_flag, NULL, NULL, (void *)7},
     {"_owner", (getter)scope_flag, NULL, NULL, (void *)8},
+    {"_soft", (getter)scope_flag, NULL, NULL, (void *)9},
+    {"_cancel_id", (getter)scope_flag, NULL, NULL, (void *)10},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -850,11 +859,11 @@ static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
 static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     /* The driver is handed over as an integer, its address: cffi's face made it, the Runtime owns it from here. */
-    static char *names[] = {"driver", "virtual", "seed", NULL};
-    PyObject *driver, *seed = Py_None;
+    static char *names[] = {"driver", "virtual", "seed", "grace", NULL};
+    PyObject *driver, *seed = Py_None, *grace = Py_None;
     int is_virtual = 0;
     Runtime *rt;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|pO", names, &driver, &is_virtual, &seed))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|pOO", names, &driver, &is_virtual, &seed, &grace))
         return NULL;
     rt = (Runtime *)type->tp_alloc(type, 0);
     if (!rt)
@@ -865,6 +874,8 @@ static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         rt->shuffle = 1;
         rt->random = (uint64_t)PyLong_AsUnsignedLongLongMask(seed) * 2654435769u + 1;
     }
+    if (grace != Py_None && fb_duration(grace, "cleanup_grace", 0, &rt->grace_ns) == 0 && rt->grace_ns < 0)
+        rt->grace_ns = INT64_MAX;
     if (PyErr_Occurred() || fb_queue_reserve(&rt->ready, 64) < 0) {
         rt->driver = NULL;
         Py_DECREF(rt);
@@ -1111,7 +1122,7 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
         return PyErr_Format(PyExc_TypeError, "park() takes one argument, on_cancel");
     if (on_cancel != Py_None && !PyCallable_Check(on_cancel))
         return PyErr_Format(PyExc_TypeError, "on_cancel must be callable, got %R", on_cancel);
-    if (f->scope->cancelled | f->interrupt) {
+    if ((f->scope->cancelled | f->interrupt) && (f->interrupt || !fb_in_grace(f))) {
         if (on_cancel == Py_None) {
             fb_check(f);
             return NULL;
@@ -1129,6 +1140,8 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
         f->on_cancel = Py_NewRef(on_cancel);
     }
     wake = fb_park(f, WAIT_PARK);
+    if (f->on_cancel == Py_None)
+        fb_grace_restart(f->scope);
     gift = f->gift;
     f->gift = NULL;
     Py_CLEAR(f->on_cancel);
@@ -1226,6 +1239,15 @@ static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n
     return PyLong_FromLong(op->res);
 }
 
+/* make_cancelled(): what a cancel point would raise here. */
+static PyObject *m_make_cancelled(PyObject *module, PyObject *ignored)
+{
+    Fiber *f = fb_here("be cancelled");
+    (void)module;
+    (void)ignored;
+    return f ? fb_make_cancelled(f) : NULL;
+}
+
 static int hook(PyObject *d, const char *name, PyObject **slot)
 {
     PyObject *o = PyDict_GetItemString(d, name);
@@ -1244,7 +1266,7 @@ static PyObject *m_configure(PyObject *module, PyObject *d)
     if (!PyDict_Check(d))
         return PyErr_Format(PyExc_TypeError, "configure takes a dict");
     if (hook(d, "fiber_type", &fb_hooks.fiber_type) < 0 || hook(d, "scope_type", &fb_hooks.scope_type) < 0 ||
-        hook(d, "cancelled", &fb_hooks.cancelled) < 0 || hook(d, "settle", &fb_hooks.settle) < 0 ||
+        hook(d, "cancelled_type", &fb_hooks.cancelled_type) < 0 || hook(d, "cancelled", &fb_hooks.cancelled) < 0 || hook(d, "settle", &fb_hooks.settle) < 0 ||
         hook(d, "child_failed", &fb_hooks.child_failed) < 0 || hook(d, "redelivered", &fb_hooks.redelivered) < 0 ||
         hook(d, "fiber_cancelled", &fb_hooks.fiber_cancelled) < 0)
         return NULL;
@@ -1304,6 +1326,7 @@ static PyMethodDef FUNCTIONS[] = {
     {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
     {"operate", METHOD(m_operate), METH_FASTCALL, NULL},
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},
+    {"make_cancelled", METHOD(m_make_cancelled), METH_NOARGS, NULL},
     {"configure", METHOD(m_configure), METH_O, NULL},
     {"after_fork", METHOD(m_after_fork), METH_NOARGS, NULL},
     {"leave_fork", METHOD(m_leave_fork), METH_NOARGS, NULL},
