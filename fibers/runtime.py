@@ -213,7 +213,7 @@ def run(
         raise ValueError(msg)
     if shuffle_seed is None and os.environ.get("FIBERS_SEED"):
         shuffle_seed = int(os.environ["FIBERS_SEED"])
-    core = Core(drivers.make(driver), clock == "auto", shuffle_seed, cleanup_grace)
+    core = Core(drivers.make(driver), int(clock == "auto"), shuffle_seed, cleanup_grace)
     core.strict = strict
     try:
         with Interrupts(core):

@@ -18,7 +18,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["core.c", "uring.c", "native.c", "tree.c", "objects.c", "stream.c", "module.c"]
+SOURCES = ["core.c", "uring.c", "native.c", "tree.c", "objects.c", "stream.c", "watch.c", "module.c"]
 HEADERS = ["core.h", "native.h"]
 
 CDEF = """

@@ -104,6 +104,7 @@ void fb_make_ready(Fiber *f, int wake)
 {
     assert(f->state == FIBER_PARKED);
     f->wake = (uint8_t)wake;
+    fb_tell(f->runtime, EVENT_WAKE, f);
     if (f->timer.slot)
         fb_timer_disarm(&f->runtime->timers, &f->timer);
     line_remove(f);
@@ -130,6 +131,7 @@ void fb_interrupt_wait(Fiber *f, int wake)
         break;
     case WAIT_JOIN:
     case WAIT_SEND:
+    case WAIT_BLOCKED:
         fb_make_ready(f, wake);
         break;
     case WAIT_PARK:
@@ -212,11 +214,39 @@ static void poll_driver(Runtime *rt, int64_t timeout_ns)
         fb_make_ready(op->owner, WAKE_OK);
 }
 
+/* Nothing is ready, and somebody waits for just that (testing.wait_all_blocked): those who asked for the shortest quiet are
+ * woken, unless a completion or a timer comes before. The quiet is real time also under a virtual clock: what it waits
+ * out are the kernel and other threads. */
+static void wake_blocked(Runtime *rt)
+{
+    int64_t cushion = INT64_MAX, timeout;
+    Fiber *f, *next;
+    for (f = rt->blocked.head; f; f = f->line_next)
+        if (f->cushion < cushion)
+            cushion = f->cushion;
+    timeout = cushion;
+    if (!rt->virtual && rt->timers.len && rt->timers.slots[0].when - fb_clock(rt) < timeout)
+        timeout = rt->timers.slots[0].when - fb_clock(rt);
+    poll_driver(rt, timeout < 0 ? 0 : timeout);
+    rt->attention &= ~(uint32_t)LOOK_SIGNALS;
+    if (rt->ready.len || rt->attention || timeout < cushion)
+        return;
+    for (f = rt->blocked.head; f; f = next) {
+        next = f->line_next;
+        if (f->cushion <= cushion)
+            fb_make_ready(f, WAKE_OK);
+    }
+}
+
 /* Nothing is ready: how long may the driver wait? Returns 0 if the hub must decide first. */
 static int wait_for_work(Runtime *rt)
 {
     int64_t timeout = -1;
-    if (rt->virtual && !rt->external) {
+    if (rt->blocked.head) {
+        wake_blocked(rt);
+        return 1;
+    }
+    if (rt->virtual == CLOCK_AUTO && !rt->external) {
         /* Operations in flight may complete at any moment; 5 ms of real time is their chance (rule N1). */
         if (rt->driver->flying) {
             poll_driver(rt, 5000000);
@@ -235,6 +265,9 @@ static int wait_for_work(Runtime *rt)
                 return 1;
             }
         }
+    } else if (rt->virtual == CLOCK_MANUAL) {
+        if (rt->timers.len && rt->timers.slots[0].when <= rt->clock)
+            return 1;
     } else if (rt->timers.len) {
         timeout = rt->timers.slots[0].when - fb_clock(rt);
         if (timeout < 0)
@@ -269,6 +302,7 @@ static void set_running(Runtime *rt, Fiber *f)
 {
     f->state = FIBER_RUNNING;
     rt->current = f;
+    fb_tell(rt, EVENT_RUN, f);
 }
 
 /* The greenlet to switch to; NULL when it is the caller's own turn: `self` was resumed, or `idle` was given a job. */
@@ -330,6 +364,8 @@ int fb_park(Fiber *f, int wait)
     f->wait = (uint8_t)wait;
     f->wake = WAKE_OK;
     f->since = rt->seen;
+    f->parks++;
+    fb_tell(rt, EVENT_PARK, f);
     if (wait == WAIT_YIELD)
         fb_enqueue(rt, f);
     Py_XSETREF(f->greenlet, (PyObject *)PyGreenlet_GetCurrent());
@@ -371,8 +407,7 @@ static int park_spurious(Runtime *rt, Fiber *f)
         interrupted->wait = WAIT_YIELD;
         fb_enqueue(rt, interrupted);
     }
-    f->state = FIBER_RUNNING;
-    rt->current = f;
+    set_running(rt, f);
     Py_CLEAR(f->greenlet);
     f->wait = WAIT_NONE;
     if (error)
@@ -601,6 +636,7 @@ Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *
     f->root.parent = f->nursery = nursery;
     f->root.cancelled = nursery ? nursery->cancelled : 0;
     rt->fibers++;
+    fb_tell(rt, EVENT_SPAWN, f);
     return f;
 }
 
@@ -731,6 +767,7 @@ static void finish(Runtime *rt, Fiber *f)
     f->state = FIBER_DONE;
     fb_grace_disarm(f);
     rt->inside++;
+    fb_tell(rt, EVENT_END, f);
     fb_scope_close(&f->root);
     /* Joiners first, then the scope hears of it: h.result() raises h's own error, not Cancelled (rule B6). */
     while ((joiner = f->joiners.head))

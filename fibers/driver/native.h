@@ -45,7 +45,8 @@ struct scope {
 };
 
 enum fiber_state { FIBER_NEW = 0, FIBER_DEFERRED, FIBER_READY, FIBER_RUNNING, FIBER_PARKED, FIBER_DONE };
-enum wait { WAIT_NONE = 0, WAIT_OP, WAIT_SLEEP, WAIT_YIELD, WAIT_JOIN, WAIT_PARK, WAIT_SEND, WAIT_CHILDREN, WAIT_CLOSE };
+enum wait { WAIT_NONE = 0, WAIT_OP, WAIT_SLEEP, WAIT_YIELD, WAIT_JOIN, WAIT_PARK, WAIT_SEND, WAIT_CHILDREN, WAIT_CLOSE,
+            WAIT_BLOCKED };
 enum wake { WAKE_OK = 0, WAKE_TIMEOUT, WAKE_CANCELLED, WAKE_RAISE };
 enum outcome { OUTCOME_NONE = 0, OUTCOME_VALUE, OUTCOME_FAILED, OUTCOME_CANCELLED };
 
@@ -74,9 +75,11 @@ struct fiber {
     PyObject *what, *on;      /* owned: what wait() waits for, in words, and the object it waits on */
     PyObject *watchers;       /* owned list or NULL: whom to tell when it is done */
     int64_t since;            /* when it parked, as far as rt->seen knew */
+    int64_t cushion;          /* of wait_blocked: how long, in real ns, all others must have been blocked */
     PyObject *weakrefs;
     uint64_t id;
     uint32_t redelivered;     /* Cancelled raised again in the same cancelled scope */
+    uint32_t parks;           /* how often it parked */
     uint8_t state, wait, wake, outcome;
     uint8_t daemon, observed, propagates, interrupt;
 };
@@ -89,6 +92,12 @@ struct carrier {
     Runtime *runtime;         /* borrowed: carriers end before their run */
     struct carrier *next;
 };
+
+/* How `now` moves: with the real clock; by jumps when nothing is runnable; by advance() only. */
+enum clock { CLOCK_REAL = 0, CLOCK_AUTO, CLOCK_MANUAL };
+
+/* Who looks on (watch.c). */
+enum watcher { WATCH_TRACE = 1, WATCH_STEPS = 2 };
 
 enum attention { LOOK_WOKEN = 1, LOOK_IDLE = 2, LOOK_BROKEN = 4, LOOK_END = 8, LOOK_SIGNALS = 16, LOOK_HOOK = 32 };
 
@@ -105,6 +114,9 @@ struct runtime {
     PyObject *hand_over;      /* borrowed: whom a carrier that ends wants resumed */
     PyObject *dead;           /* owned: a carrier that ended, dropped by the hub */
     struct line hooked;       /* fibers whose on_cancel the hub must call */
+    struct line blocked;      /* fibers in wait_blocked: woken when nothing else can run */
+    PyObject *trace;          /* owned: the Trace that WATCH_TRACE feeds */
+    int64_t stepped;          /* WATCH_STEPS: when the running fiber was resumed, by the real clock */
     PyObject *pending;        /* owned: exception for main's next cancel point */
     PyObject *trouble;        /* owned: an error of our own; ends the run */
     int64_t clock;            /* the virtual time */
@@ -114,7 +126,9 @@ struct runtime {
     uint32_t graces;          /* fibers whose grace timer is armed */
     uint32_t pooled, pass_left, attention, inside, external, deadlocks;
     int poll_error;
-    uint8_t virtual, shuffle, forked, running, held;
+    uint8_t virtual;          /* enum clock */
+    uint8_t watched;          /* enum watcher, a set */
+    uint8_t shuffle, forked, running, held;
 };
 
 /* Filled by configure(): the Python side of the rules. */
@@ -205,8 +219,23 @@ int fb_hub(Runtime *rt);
 int fb_end_carriers(Runtime *rt);
 int fb_import_greenlet(void);
 
+const char *fb_op_name(int code);
+
+/* watch.c: what the scheduler tells whoever looks on. One predicted branch while nobody does. */
+enum event { EVENT_RUN = 0, EVENT_PARK, EVENT_WAKE, EVENT_SPAWN, EVENT_CANCEL, EVENT_END };
+void fb_watch(Runtime *rt, int event, Fiber *f); /* cannot fail; calls Python for EVENT_END only */
+static inline void fb_tell(Runtime *rt, int event, Fiber *f)
+{
+    if (__builtin_expect(rt->watched, 0))
+        fb_watch(rt, event, f);
+}
+void fb_stop_trace(Runtime *rt);
+PyObject *fb_step(Runtime *rt, PyObject *ignored);
+PyObject *fb_watch_steps(Runtime *rt, PyObject *on);
+
 /* Each adds its types to the module: 0 or -1. */
 int fb_add_objects(PyObject *module);
 int fb_add_stream(PyObject *module);
+int fb_add_watch(PyObject *module);
 
 #endif

@@ -21,6 +21,8 @@ static const char *const OP_NAMES[FB_CODES] = {
     [FB_READ] = "read",   [FB_WRITE] = "write",     [FB_FSYNC] = "fsync",     [FB_OPENAT] = "openat",
 };
 
+const char *fb_op_name(int code) { return OP_NAMES[code]; }
+
 /* Foreign threads may look, not touch. */
 static int own_thread(Runtime *rt, const char *what)
 {
@@ -322,6 +324,8 @@ static PyObject *fiber_activity(Fiber *f, void *ignored)
                                     f->scope->live + f->scope->daemons);
     case WAIT_CLOSE:
         return PyUnicode_FromString("parked in close");
+    case WAIT_BLOCKED:
+        return PyUnicode_FromString("parked in wait_all_blocked");
     case WAIT_PARK:
         if (f->on && f->on != Py_None)
             return PyUnicode_FromFormat("parked in %S of %R", f->what, f->on);
@@ -340,6 +344,13 @@ static PyObject *fiber_since(Fiber *f, void *ignored)
     if (f->state != FIBER_PARKED)
         Py_RETURN_NONE;
     return PyFloat_FromDouble((double)f->since / 1e9);
+}
+
+/* The greenlet that goes on when it is resumed; None while it runs and before it has started. */
+static PyObject *fiber_greenlet(Fiber *f, void *ignored)
+{
+    (void)ignored;
+    return Py_NewRef(f->greenlet ? f->greenlet : Py_None);
 }
 
 /* _watch(fn): fn(fiber) is called when it is done, at once if it is; it may not park. */
@@ -396,11 +407,13 @@ static PyGetSetDef FIBER_FIELDS[] = {
     {"_runtime", (getter)fiber_runtime, NULL, NULL, NULL},
     {"_activity", (getter)fiber_activity, NULL, NULL, NULL},
     {"_since", (getter)fiber_since, NULL, NULL, NULL},
+    {"_greenlet", (getter)fiber_greenlet, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef FIBER_MEMBERS[] = {
     {"_id", T_ULONGLONG, offsetof(Fiber, id), READONLY, NULL},
+    {"_parks", T_UINT, offsetof(Fiber, parks), READONLY, NULL},
     {"_outcome", T_UBYTE, offsetof(Fiber, outcome), READONLY, NULL},
     {"_value", T_OBJECT, offsetof(Fiber, value), READONLY, NULL},
     {"_observed", T_BOOL, offsetof(Fiber, observed), 0, NULL},
@@ -851,6 +864,7 @@ static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
     struct fb_driver *driver = rt->driver;
     (void)ignored;
     rt->driver = NULL;
+    fb_stop_trace(rt);
     if (driver && !rt->forked)
         fb_close(driver);
     Py_RETURN_NONE;
@@ -859,17 +873,17 @@ static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
 static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     /* The driver is handed over as an integer, its address: cffi's face made it, the Runtime owns it from here. */
-    static char *names[] = {"driver", "virtual", "seed", "grace", NULL};
+    static char *names[] = {"driver", "clock", "seed", "grace", NULL};
     PyObject *driver, *seed = Py_None, *grace = Py_None;
-    int is_virtual = 0;
+    int clock = CLOCK_REAL;
     Runtime *rt;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|pOO", names, &driver, &is_virtual, &seed, &grace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|iOO", names, &driver, &clock, &seed, &grace))
         return NULL;
     rt = (Runtime *)type->tp_alloc(type, 0);
     if (!rt)
         return NULL;
     rt->driver = PyLong_AsVoidPtr(driver);
-    rt->virtual = (uint8_t)is_virtual;
+    rt->virtual = (uint8_t)clock;
     if (seed != Py_None) {
         rt->shuffle = 1;
         rt->random = (uint64_t)PyLong_AsUnsignedLongLongMask(seed) * 2654435769u + 1;
@@ -897,6 +911,7 @@ static int runtime_traverse(Runtime *rt, visitproc visit, void *arg)
 static int runtime_clear(Runtime *rt)
 {
     Py_CLEAR(rt->hub);
+    fb_stop_trace(rt);
     Py_CLEAR(rt->main);
     Py_CLEAR(rt->pending);
     Py_CLEAR(rt->trouble);
@@ -952,6 +967,20 @@ static PyObject *runtime_external(Runtime *rt, PyObject *by)
     Py_RETURN_NONE;
 }
 
+/* _clock(kind[, seconds]): how time moves from now on; with seconds, move a virtual clock on by so many. */
+static PyObject *runtime_clock(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
+{
+    long kind;
+    int64_t ns = 0;
+    if (n < 1 || n > 2 || ((kind = PyLong_AsLong(argv[0])) == -1 && PyErr_Occurred()))
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "_clock takes a kind and seconds");
+    if (!own_thread(rt, "move the clock") || (n == 2 && fb_duration(argv[1], "the clock", 0, &ns) < 0))
+        return NULL;
+    rt->virtual = (uint8_t)kind;
+    rt->clock += ns < 0 || ns > INT64_MAX / 2 - rt->clock ? 0 : ns;
+    Py_RETURN_NONE;
+}
+
 static PyObject *runtime_interrupt(Runtime *rt, PyObject *e)
 {
     fb_interrupt_main(rt, Py_NewRef(e));
@@ -960,7 +989,7 @@ static PyObject *runtime_interrupt(Runtime *rt, PyObject *e)
 
 static PyObject *runtime_field(Runtime *rt, void *which)
 {
-    PyObject *o = (intptr_t)which == 0 ? (PyObject *)rt->main : (PyObject *)rt->current;
+    PyObject *o = (intptr_t)which == 0 ? (PyObject *)rt->main : (intptr_t)which == 1 ? (PyObject *)rt->current : rt->hub;
     return Py_NewRef(o ? o : Py_None);
 }
 
@@ -977,6 +1006,9 @@ static PyMethodDef RUNTIME_METHODS[] = {
     {"_stats", METHOD(runtime_stats), METH_NOARGS, NULL},
     {"_external", METHOD(runtime_external), METH_O, NULL},
     {"_interrupt", METHOD(runtime_interrupt), METH_O, NULL},
+    {"_clock", METHOD(runtime_clock), METH_FASTCALL, NULL},
+    {"_step", METHOD(fb_step), METH_NOARGS, NULL},
+    {"_watch_steps", METHOD(fb_watch_steps), METH_O, NULL},
     {"_take_pending", METHOD(runtime_take_pending), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -985,6 +1017,7 @@ static PyGetSetDef RUNTIME_FIELDS[] = {
     {"_wake_fd", (getter)runtime_wake_fd, NULL, NULL, NULL},
     {"_main", (getter)runtime_field, NULL, NULL, (void *)0},
     {"_current", (getter)runtime_field, NULL, NULL, (void *)1},
+    {"_hub", (getter)runtime_field, NULL, NULL, (void *)2},
     {"_pending", (getter)runtime_pending, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -1179,6 +1212,24 @@ static PyObject *m_wait(PyObject *module, PyObject *const *argv, Py_ssize_t n)
     return wake < 0 ? NULL : PyBool_FromLong(!wake);
 }
 
+/* wait_blocked(cushion): until every other fiber of the run is blocked, and has been for so many seconds. */
+static PyObject *m_wait_blocked(PyObject *module, PyObject *cushion)
+{
+    Fiber *f;
+    int wake;
+    (void)module;
+    if (!(f = fb_here("wait_all_blocked")) || fb_duration(cushion, "a cushion", 0, &f->cushion) < 0 ||
+        fb_may_park(f, "wait_all_blocked") < 0 || fb_check(f) < 0)
+        return NULL;
+    if (f->cushion < 0)
+        f->cushion = INT64_MAX;
+    fb_line_push(&f->runtime->blocked, f);
+    wake = fb_park(f, WAIT_BLOCKED);
+    if (fb_woken(f, wake) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 {
     Fiber *f;
@@ -1324,6 +1375,7 @@ static PyMethodDef FUNCTIONS[] = {
     {"unpark", METHOD(m_unpark), METH_FASTCALL,
      "unpark(fiber, value=None, /)\n--\n\nResume a fiber that is in park(); False if it is not there (any more)."},
     {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
+    {"wait_blocked", METHOD(m_wait_blocked), METH_O, NULL},
     {"operate", METHOD(m_operate), METH_FASTCALL, NULL},
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},
     {"make_cancelled", METHOD(m_make_cancelled), METH_NOARGS, NULL},

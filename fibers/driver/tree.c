@@ -75,6 +75,8 @@ void fb_scope_cancel(Runtime *rt, struct scope *s)
         return;
     s->cancel_called = 1;
     s->cancel_id = ++last_cancel_id;
+    if (s->owner)
+        fb_tell(s->owner->runtime, EVENT_CANCEL, s->owner);
     if (s->timer.slot && rt)
         fb_timer_disarm(&rt->timers, &s->timer);
     if (s->state == SCOPE_NEW) {
