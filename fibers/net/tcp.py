@@ -17,9 +17,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
-from fibers.errors import IncompleteRead
 from fibers.net import address
 from fibers.net.dns import getaddrinfo
+from fibers.net.framed import Framed
 from fibers.scope import scope
 from fibers.scope import timeout as time_limit
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Stream", "connect", "listen", "serve", "socketpair"]
 
 LOG = logging.getLogger("fibers.net")
-CHUNK = 65536
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # What accept(2) reports about the connection that was to be, not about the listener: take the next one.
 ABORTED = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
@@ -100,7 +99,7 @@ class File(native.File):
         return f"fd={fd}" + (f" with {waiters} waiting" if waiters else "")
 
 
-class Stream(File, native.Stream):
+class Stream(File, Framed, native.Stream):
     """A connected socket: bytes in both directions. Made by connect, accept, serve and socketpair."""
 
     __slots__ = ()
@@ -113,56 +112,6 @@ class Stream(File, native.Stream):
             return known
         with self._borrowed() as lent:
             return lent.getpeername()  # type: ignore[no-any-return]
-
-    def recv_exactly(self, n: int) -> bytes:
-        """Receive n bytes; IncompleteRead with what had come if the stream ends before. Parks; a cancel point."""
-        if n < 0:
-            msg = f"can't recv {n} bytes: the number must not be negative"
-            raise ValueError(msg)
-        buffered = self._fill()
-        while len(buffered) < n:
-            data = self._receive(max(n - len(buffered), 1))
-            if not data:
-                raise IncompleteRead(f"the stream ended after {len(buffered)} of {n} bytes", self._take(len(buffered)))
-            buffered += data
-        return self._take(n)
-
-    def recv_until(self, sep: bytes, limit: int = CHUNK) -> bytes:
-        """Receive up to and including `sep`; ValueError if it is not within `limit` bytes, which stay buffered.
-
-        IncompleteRead with what had come if the stream ends before. Parks; a cancel point.
-        """
-        if not sep:
-            msg = "recv_until needs a separator that is not empty"
-            raise ValueError(msg)
-        buffered = self._fill()
-        searched = 0
-        while True:
-            found = buffered.find(sep, searched)
-            if found >= 0 and found + len(sep) <= limit:
-                return self._take(found + len(sep))
-            if found >= 0 or len(buffered) >= limit:
-                msg = f"no {sep!r} within {limit} bytes"
-                raise ValueError(msg)
-            searched = max(len(buffered) - len(sep) + 1, 0)
-            data = self._receive(CHUNK)
-            if not data:
-                raise IncompleteRead(f"the stream ended before {sep!r}", self._take(len(buffered)))
-            buffered += data
-
-    def _fill(self) -> bytearray:
-        """Return the buffer, made if there is none; the entry of a receive, so a cancel point."""
-        if self._buffered is None:
-            self._buffered = bytearray()
-        self.recv(0)
-        return self._buffered
-
-    def _take(self, n: int) -> bytes:
-        """Take n bytes out of the buffer."""
-        assert self._buffered is not None
-        data = bytes(self._buffered[:n])
-        del self._buffered[:n]
-        return data
 
     def __repr__(self) -> str:
         """Tell the fd, who waits, and the peer."""
