@@ -2,35 +2,33 @@
 
 Rule 1: run returns only when every fiber of the run has ended; then nothing of it is left (A1, A7).
 Rule 2: calls from other threads and signal handlers run on the hub: they may wake fibers, never park (A5, D9).
-Rule 3: SIGINT becomes KeyboardInterrupt in main, at its cancel point; a second one before that is raised at once (M1).
-Rule 4: a run that nothing can wake any more is a DeadlockError, not a silent sleep (A5).
+Rule 3: a run that nothing can wake any more is a DeadlockError, not a silent sleep (A5).
+Rule 4: in the child of a fork the run has no fiber but the forking one, and ends with it (M4).
 """
 
 from __future__ import annotations
 
 import collections
 import os
-import signal
-import threading
 import weakref
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fibers import driver as drivers
 from fibers.driver import native
 from fibers.errors import DeadlockError, FiberCancelled, InternalError
 from fibers.fiber import walk
+from fibers.signals import Interrupts, forget_signals, handles_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from fibers.fiber import Fiber
+    from fibers.signals import Signals
 
 __all__ = ["Runtime", "run", "runtime"]
 
 T = TypeVar("T")
-OUR_CODE = str(Path(__file__).parent)
+RUNS: set[Core] = set()
 VALUE, FAILED, CANCELLED = 1, 2, 3
 
 
@@ -46,6 +44,7 @@ class Core(native.Runtime):
         self.over = False
         self.strict = False
         self.name = "uring"
+        self.signals: list[Signals] = []
 
     def _soon(self, fn: Callable[..., object], *args: object) -> None:
         """Queue a call for the hub. Any thread; signal safe: takes no locks."""
@@ -56,9 +55,13 @@ class Core(native.Runtime):
 
     def _on_wake(self) -> None:
         """Run what other threads and signal handlers asked for (on the hub)."""
-        for _ in range(len(self.calls)):
-            fn, args = self.calls.popleft()
-            fn(*args)
+        try:
+            for _ in range(len(self.calls)):
+                fn, args = self.calls.popleft()
+                fn(*args)
+        finally:
+            if self.calls:
+                self._wake()  # they came meanwhile, or stood behind one that raised
 
     def _on_idle(self) -> DeadlockError | None:
         """Decide what it means that nothing can run: None to wait for the world outside, or the error for main."""
@@ -122,61 +125,6 @@ def describe(main: Fiber[object]) -> str:
     return "\n".join(f"{'  ' * (depth + 1)}{fiber!r}" for depth, fiber in walk(main))
 
 
-def handles_signals() -> bool:
-    """Tell whether a Python signal handler of the user's could wake the run (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
-        if callable(handler) and handler is not signal.default_int_handler and not isinstance(handler, Interrupts):
-            return True
-    return False
-
-
-class Interrupts:
-    """The SIGINT handler of a run in the main thread, in place of the default one (M1), and its wake-up fd.
-
-    Between the byte codes of main it raises there, as CPython does; in any other fiber, in our own code, or while the
-    run waits, it is left for main's current or next cancel point, and bystanders are not touched. A second one before
-    main has taken the first is raised in whatever runs.
-    """
-
-    def __init__(self, core: Core) -> None:
-        """Prepare for a run."""
-        self.core = core
-        self.before: Any = None
-        self.wake_before = -1
-        self.active = False
-
-    def __enter__(self) -> None:
-        """Install, if this is the main thread and the handlers are Python's own."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self.active = True
-        self.wake_before = signal.set_wakeup_fd(self.core._wake_fd, warn_on_full_buffer=False)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self.before = signal.signal(signal.SIGINT, self)
-
-    def __exit__(self, *_error: object) -> None:
-        """Put back what was there, unless the user's code has changed it meanwhile."""
-        if not self.active:
-            return
-        self.active = False
-        if signal.set_wakeup_fd(self.wake_before, warn_on_full_buffer=False) == -1 and self.wake_before != -1:
-            signal.set_wakeup_fd(-1)
-        before = self.before
-        if before is not None and signal.getsignal(signal.SIGINT) is self:
-            signal.signal(signal.SIGINT, before)
-
-    def __call__(self, _number: int, frame: FrameType | None) -> None:
-        """Handle a SIGINT."""
-        core = self.core
-        in_user_code = frame is not None and not frame.f_code.co_filename.startswith(OUR_CODE)
-        if core._pending or (core._current is core._main and in_user_code):
-            raise KeyboardInterrupt
-        core._interrupt(KeyboardInterrupt())
-
-
 def run(
     main: Callable[..., T],
     /,
@@ -199,7 +147,8 @@ def run(
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
     """
-    if native.runtime() is not None:
+    outer = native.runtime()
+    if outer is not None and not outer._forked:
         msg = "can't run inside fibers.run(): this thread is in one already; use spawn"
         raise RuntimeError(msg)
     if not callable(main):
@@ -215,6 +164,7 @@ def run(
         shuffle_seed = int(os.environ["FIBERS_SEED"])
     core = Core(drivers.make(driver), int(clock == "auto"), shuffle_seed, cleanup_grace)
     core.strict = strict
+    RUNS.add(core)
     try:
         with Interrupts(core):
             root = core._run(main, *args)
@@ -222,6 +172,7 @@ def run(
         raise InternalError(f"the scheduler failed: {error}") from error
     finally:
         core.over = True
+        RUNS.discard(core)
         core._close()
     try:
         if core._pending and root._outcome != FAILED:
@@ -237,8 +188,12 @@ def run(
 
 
 def after_fork_in_child() -> None:
-    """Let go of the parent's run; the ring is its own affair (M4)."""
-    native.after_fork()
+    """Let go of every run of the parent, this thread's and those of threads that do not exist here (M4)."""
+    for core in RUNS:
+        core.over = True
+        core._forget()
+    RUNS.clear()
+    forget_signals()
 
 
 os.register_at_fork(after_in_child=after_fork_in_child)

@@ -52,6 +52,7 @@ void fb_submit(struct fb_driver *, struct fb_op *);
 void fb_cancel(struct fb_driver *, struct fb_op *);
 int fb_poll(struct fb_driver *, int64_t);
 void fb_close(struct fb_driver *);
+void fb_abandon(struct fb_driver *);
 void fb_wake(struct fb_driver *);
 struct fb_op *fb_reap(struct fb_driver *);
 void fb_release(struct fb_driver *, struct fb_op *);
@@ -80,7 +81,6 @@ struct fb_uring_info {
 struct fb_driver *fb_uring_new(const struct fb_uring_config *, int *, const char **);
 void fb_uring_info(struct fb_driver *, struct fb_uring_info *);
 int fb_uring_built(void);
-void fb_uring_abandon(struct fb_driver *);
 
 int fb_install(void);
 

@@ -79,6 +79,35 @@ void fb_close(struct fb_driver *d)
     d->verbs->close(d);
 }
 
+/* What is left of a driver in the child of a fork. */
+
+static void forked_op(struct fb_driver *d, struct fb_op *op) { (void)d; (void)op; }
+static int forked_poll(struct fb_driver *d, int64_t timeout_ns) { (void)d; (void)timeout_ns; return -ECANCELED; }
+static int forked_ready(struct fb_driver *d) { (void)d; return 0; }
+static void forked_end(struct fb_driver *d) { (void)d; }
+
+static const struct fb_verbs FORKED = {
+    .name = "forked",
+    .submit = forked_op,
+    .cancel = forked_op,
+    .poll = forked_poll,
+    .ready = forked_ready,
+    .release = forked_op,
+    .close = forked_end,
+    .abandon = forked_end,
+};
+
+void fb_abandon(struct fb_driver *d)
+{
+    const struct fb_verbs *verbs = d->verbs;
+    if (verbs == &FORKED)
+        return;
+    d->verbs = &FORKED;
+    verbs->abandon(d);
+    fb_driver_fini(d);
+    d->wake_fd = d->wake_reader = -1;
+}
+
 /* Waking. A pipe and not an eventfd: CPython's signal.set_wakeup_fd writes single bytes, which an eventfd refuses, and
  * one mechanism then serves threads and signals. Only the write end is non-blocking: io_uring answers a read on a
  * non-blocking empty pipe with -EAGAIN instead of waiting. A full pipe is a wake already on its way. */

@@ -91,6 +91,7 @@ struct fb_verbs {
     int (*ready)(struct fb_driver *);                     /* would a poll(0) have anything to do? no system call */
     void (*release)(struct fb_driver *, struct fb_op *);
     void (*close)(struct fb_driver *);
+    void (*abandon)(struct fb_driver *);                  /* close what a fork inherited, touch nothing else */
 };
 
 struct fb_driver {
@@ -125,6 +126,9 @@ void fb_submit(struct fb_driver *d, struct fb_op *op);
 void fb_cancel(struct fb_driver *d, struct fb_op *op);
 int fb_poll(struct fb_driver *d, int64_t timeout_ns);
 void fb_close(struct fb_driver *d);
+/* The child of a fork: close the copies of the driver's fds, unused. From then on every verb does nothing, and its memory
+ * is leaked: the kernel, or the parent, has mapped parts of it away. */
+void fb_abandon(struct fb_driver *d);
 /* Any thread. Signal safe: takes no locks. */
 void fb_wake(struct fb_driver *d);
 /* The next completed op, or NULL; from then on it is its owner's again. */
@@ -200,7 +204,5 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
 void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info);
 /* 1 if this build contains the io_uring driver. */
 int fb_uring_built(void);
-/* The child of a fork: forget the driver without touching its rings. */
-void fb_uring_abandon(struct fb_driver *d);
 
 #endif

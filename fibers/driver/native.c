@@ -763,7 +763,6 @@ static void tell_watchers(Runtime *rt, Fiber *f)
 static void finish(Runtime *rt, Fiber *f)
 {
     Fiber *joiner;
-    int is_main = f == rt->main;
     f->state = FIBER_DONE;
     fb_grace_disarm(f);
     rt->inside++;
@@ -785,13 +784,9 @@ static void finish(Runtime *rt, Fiber *f)
     Py_CLEAR(f->greenlet);
     rt->deadlocks = 0;
     rt->inside--;
-    if (is_main || rt->forked)
+    if (f == rt->main)
         rt->attention |= LOOK_END;
-    if (rt->forked && !is_main) {
-        Py_SETREF(rt->main, (Fiber *)Py_NewRef((PyObject *)f));
-        is_main = 0;
-    }
-    if (!is_main)
+    else
         Py_DECREF(f); /* the scope's reference; main's is the runtime's */
 }
 
@@ -1010,13 +1005,56 @@ static int look(Runtime *rt)
     return 0;
 }
 
+/* The child of a fork (rule M4): only the forking fiber exists. It becomes main, so that the run ends with it. Its scopes
+ * lose their children, its ancestors lose it, nothing is waited for. The others are leaked on purpose, with their carriers
+ * and all they hold: dropping them would run their `finally` blocks here. */
+void fb_forget(Runtime *rt)
+{
+    Fiber *f = rt->current;
+    if (rt->forked)
+        return;
+    rt->forked = 1;
+    if (rt->driver)
+        fb_abandon(rt->driver);
+    fb_heap_fini(&rt->timers);
+    rt->ready.len = rt->pass_left = 0;
+    rt->to_start = NULL;
+    rt->hand_over = NULL;
+    rt->hooked.head = rt->hooked.tail = NULL;
+    rt->attention = rt->external = rt->graces = 0;
+    Py_CLEAR(rt->pending); /* as CPython forgets signals that it has not handled yet */
+    if (f && f != rt->main) {
+        /* The reference that its scope held is the runtime's now. */
+        f->nursery = NULL;
+        f->prev = f->next = NULL;
+    }
+    rt->main = f;
+    if (!f)
+        return;
+    f->interrupt = 0;
+    f->joiners.head = f->joiners.tail = NULL;
+    for (struct scope *s = f->scope;; s = s->parent) {
+        s->children = s->last_child = NULL;
+        s->live = s->daemons = s->running = 0;
+        s->deferred.head = s->deferred.tail = NULL;
+        if (s->is_root)
+            break;
+    }
+    f->root.cancel_called |= f->root.cancelled; /* what it saw of its ancestors' is its own now */
+    f->root.parent = NULL;
+}
+
 /* Run until main is done. 0, or -1 with an exception that ends the run. */
 int fb_hub(Runtime *rt)
 {
     rt->hub = (PyObject *)PyGreenlet_GetCurrent();
     rt->seen = fb_clock(rt);
-    while (rt->main->state != FIBER_DONE && !(rt->forked && (rt->attention & LOOK_END))) {
+    while (!rt->main || rt->main->state != FIBER_DONE) {
         PyObject *target, *r;
+        if (rt->forked) {
+            PyErr_SetString(PyExc_RuntimeError, "forked outside a fiber: in the child the run ends without an outcome");
+            return -1;
+        }
         Py_CLEAR(rt->dead);
         target = rt->hand_over;
         rt->hand_over = NULL;

@@ -171,6 +171,8 @@ extern __thread Runtime *fb_runtime;
 
 /* The fiber that runs here, or NULL with RuntimeError. */
 Fiber *fb_here(const char *what);
+/* The file record of a File; NULL if it is none. */
+struct file *fb_file(PyObject *o);
 /* The entry of a cancel point: 0, or -1 with the exception set. */
 int fb_check(Fiber *f);
 /* May this code park at all? Called before anything is submitted: after submit nothing may fail. */
@@ -216,6 +218,7 @@ Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *
 PyObject *fb_spawn(struct scope *s, Runtime *rt, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames, int daemon);
 void fb_interrupt_main(Runtime *rt, PyObject *e); /* takes the reference */
 int fb_hub(Runtime *rt);
+void fb_forget(Runtime *rt);
 int fb_end_carriers(Runtime *rt);
 int fb_import_greenlet(void);
 

@@ -829,8 +829,9 @@ static PyTypeObject ScopeType = {
 static PyObject *runtime_run(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
 {
     PyObject *args, *main;
+    Runtime *outer = fb_runtime;
     int r;
-    if (fb_runtime)
+    if (outer && !outer->forked)
         return PyErr_Format(PyExc_RuntimeError, "can't run inside fibers.run(): this thread is in one already; use spawn");
     if (rt->main || !rt->driver)
         return PyErr_Format(PyExc_RuntimeError, "a Runtime runs once");
@@ -850,11 +851,9 @@ static PyObject *runtime_run(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
     main = (PyObject *)rt->main;
     if (r == 0)
         rt->main = NULL; /* ours now: no cycle is left between the fiber and its run */
-    if (rt->forked)
-        return r < 0 ? NULL : main;
-    if (r == 0)
+    if (r == 0 && !rt->forked)
         r = fb_end_carriers(rt);
-    fb_runtime = NULL;
+    fb_runtime = outer;
     return r < 0 ? NULL : main;
 }
 
@@ -865,7 +864,7 @@ static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
     (void)ignored;
     rt->driver = NULL;
     fb_stop_trace(rt);
-    if (driver && !rt->forked)
+    if (driver)
         fb_close(driver);
     Py_RETURN_NONE;
 }
@@ -924,7 +923,7 @@ static void runtime_dealloc(Runtime *rt)
     PyTypeObject *type = Py_TYPE(rt);
     PyObject_GC_UnTrack(rt);
     runtime_clear(rt);
-    if (rt->driver && !rt->forked)
+    if (rt->driver)
         fb_close(rt->driver);
     fb_heap_fini(&rt->timers);
     fb_queue_fini(&rt->ready);
@@ -948,7 +947,7 @@ static PyObject *runtime_wake_fd(Runtime *rt, void *ignored)
 static PyObject *runtime_stats(Runtime *rt, PyObject *ignored)
 {
     static const struct fb_counters NONE;
-    const struct fb_counters *c = rt->driver && !rt->forked ? &rt->driver->count : &NONE;
+    const struct fb_counters *c = rt->driver ? &rt->driver->count : &NONE;
     (void)ignored;
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I}", "fibers", (unsigned long long)rt->fibers,
                          "spawned", (unsigned long long)rt->spawned, "switches", (unsigned long long)rt->switches,
@@ -987,6 +986,14 @@ static PyObject *runtime_interrupt(Runtime *rt, PyObject *e)
     Py_RETURN_NONE;
 }
 
+/* _forget(): the child of a fork has none of the run but the forking fiber (rule M4). */
+static PyObject *runtime_forget(Runtime *rt, PyObject *ignored)
+{
+    (void)ignored;
+    fb_forget(rt);
+    Py_RETURN_NONE;
+}
+
 static PyObject *runtime_field(Runtime *rt, void *which)
 {
     PyObject *o = (intptr_t)which == 0 ? (PyObject *)rt->main : (intptr_t)which == 1 ? (PyObject *)rt->current : rt->hub;
@@ -997,6 +1004,12 @@ static PyObject *runtime_pending(Runtime *rt, void *ignored)
 {
     (void)ignored;
     return PyBool_FromLong(rt->pending != NULL);
+}
+
+static PyObject *runtime_forked(Runtime *rt, void *ignored)
+{
+    (void)ignored;
+    return PyBool_FromLong(rt->forked);
 }
 
 static PyMethodDef RUNTIME_METHODS[] = {
@@ -1010,6 +1023,7 @@ static PyMethodDef RUNTIME_METHODS[] = {
     {"_step", METHOD(fb_step), METH_NOARGS, NULL},
     {"_watch_steps", METHOD(fb_watch_steps), METH_O, NULL},
     {"_take_pending", METHOD(runtime_take_pending), METH_NOARGS, NULL},
+    {"_forget", METHOD(runtime_forget), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1019,6 +1033,7 @@ static PyGetSetDef RUNTIME_FIELDS[] = {
     {"_current", (getter)runtime_field, NULL, NULL, (void *)1},
     {"_hub", (getter)runtime_field, NULL, NULL, (void *)2},
     {"_pending", (getter)runtime_pending, NULL, NULL, NULL},
+    {"_forked", (getter)runtime_forked, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -1142,6 +1157,28 @@ static PyObject *m_sleep_until(PyObject *module, PyObject *arg)
     return sleep_for(f, at < 0 ? -1 : at - now);
 }
 
+/* Before a wait that a cancellation ends by asking: 0, or -1 when it is to be raised at once. Py_None: anybody may end it. */
+static int set_on_cancel(Fiber *f, PyObject *on_cancel)
+{
+    PyObject *r;
+    int gone;
+    if (!(f->scope->cancelled | f->interrupt) || (!f->interrupt && fb_in_grace(f))) {
+        if (on_cancel != Py_None)
+            f->on_cancel = Py_NewRef(on_cancel);
+        return 0;
+    }
+    if (on_cancel == Py_None)
+        return fb_check(f);
+    r = PyObject_CallNoArgs(on_cancel);
+    gone = r ? PyObject_IsTrue(r) : -1;
+    Py_XDECREF(r);
+    if (gone > 0)
+        return fb_check(f);
+    if (gone == 0)
+        f->on_cancel = Py_NewRef(Py_None);
+    return gone;
+}
+
 static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames)
 {
     Fiber *f = fb_here("park");
@@ -1155,23 +1192,8 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
         return PyErr_Format(PyExc_TypeError, "park() takes one argument, on_cancel");
     if (on_cancel != Py_None && !PyCallable_Check(on_cancel))
         return PyErr_Format(PyExc_TypeError, "on_cancel must be callable, got %R", on_cancel);
-    if ((f->scope->cancelled | f->interrupt) && (f->interrupt || !fb_in_grace(f))) {
-        if (on_cancel == Py_None) {
-            fb_check(f);
-            return NULL;
-        }
-        PyObject *r = PyObject_CallNoArgs(on_cancel);
-        int gone = r ? PyObject_IsTrue(r) : -1;
-        Py_XDECREF(r);
-        if (gone) {
-            if (gone > 0)
-                fb_check(f);
-            return NULL;
-        }
-        f->on_cancel = Py_NewRef(Py_None);
-    } else if (on_cancel != Py_None) {
-        f->on_cancel = Py_NewRef(on_cancel);
-    }
+    if (set_on_cancel(f, on_cancel) < 0)
+        return NULL;
     wake = fb_park(f, WAIT_PARK);
     if (f->on_cancel == Py_None)
         fb_grace_restart(f->scope);
@@ -1185,29 +1207,33 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
     return gift ? gift : Py_NewRef(Py_None);
 }
 
-/* wait(what, on=None, timeout=None): park() for the primitives: until unpark, True, or a timeout, False. `what` and `on` are
- * for whoever asks what the fiber waits for. A waiter that was unparked stays so, whatever is cancelled before it runs. */
+/* wait(what, on=None, timeout=None, on_cancel=None): park() for the primitives: until unpark, True, or a timeout, False.
+ * `what` and `on` are for whoever asks what the fiber waits for; on_cancel as for park. A waiter that was unparked stays so,
+ * whatever is cancelled before it runs. */
 static PyObject *m_wait(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 {
     int64_t ns;
     int wake;
     Fiber *f;
     (void)module;
-    if (n < 1 || n > 3)
-        return PyErr_Format(PyExc_TypeError, "wait takes what, on, timeout");
+    if (n < 1 || n > 4)
+        return PyErr_Format(PyExc_TypeError, "wait takes what, on, timeout, on_cancel");
     if (fb_duration(n > 2 ? argv[2] : Py_None, "a timeout", 1, &ns) < 0 || !(f = fb_here("wait")) ||
-        fb_may_park(f, "wait") < 0 || fb_check(f) < 0)
+        fb_may_park(f, "wait") < 0 || set_on_cancel(f, n > 3 ? argv[3] : Py_None) < 0)
         return NULL;
-    if (ns == 0)
-        Py_RETURN_FALSE;
-    if (fb_arm(f, ns) < 0)
-        return NULL;
+    if (ns == 0 || fb_arm(f, ns) < 0) {
+        Py_CLEAR(f->on_cancel);
+        return ns == 0 ? Py_NewRef(Py_False) : NULL;
+    }
     f->what = Py_NewRef(argv[0]);
     f->on = Py_XNewRef(n > 1 ? argv[1] : NULL);
     wake = fb_park(f, WAIT_PARK);
+    if (f->on_cancel == Py_None)
+        fb_grace_restart(f->scope);
     Py_CLEAR(f->what);
     Py_CLEAR(f->on);
     Py_CLEAR(f->gift);
+    Py_CLEAR(f->on_cancel);
     wake = fb_woken(f, wake);
     return wake < 0 ? NULL : PyBool_FromLong(!wake);
 }
@@ -1247,12 +1273,14 @@ static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 }
 
 /* operate(code, fd, data=None, flags=0, offset=-1, timeout=None, length=-1): any op of the driver, for what is not hot.
- * Returns res; raises as semantics.md F3 says. `data` is a buffer; writable for ops that fill it. */
+ * Returns res; raises as semantics.md F3 says. `data` is a buffer; writable for ops that fill it. A File in place of the fd
+ * knows of the op: closing it ends the op (F6). */
 static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 {
     Py_buffer view = {0};
     long code, fd, flags, length = -1;
     int64_t ns, off;
+    struct file *file;
     Fiber *f;
     struct fb_op *op;
     int r, writes;
@@ -1260,7 +1288,8 @@ static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n
     if (n < 6 || n > 7)
         return PyErr_Format(PyExc_TypeError, "operate takes code, fd, data, flags, offset, timeout[, length]");
     code = PyLong_AsLong(argv[0]);
-    fd = PyLong_AsLong(argv[1]);
+    file = fb_file(argv[1]);
+    fd = file ? file->fd : PyLong_AsLong(argv[1]);
     flags = PyLong_AsLong(argv[3]);
     off = PyLong_AsLongLong(argv[4]);
     if (n == 7)
@@ -1271,6 +1300,10 @@ static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n
         return PyErr_Format(PyExc_ValueError, "no such operation here: %ld", code);
     if (!(f = fb_here(OP_NAMES[code])) || fb_may_park(f, OP_NAMES[code]) < 0 || fb_check(f) < 0)
         return NULL;
+    if (file && fd < 0) {
+        errno = EBADF;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
     writes = code == FB_READ || code == FB_RECV_INTO;
     if (argv[2] != Py_None && PyObject_GetBuffer(argv[2], &view, writes ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
         return NULL;
@@ -1280,7 +1313,7 @@ static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n
     op->len = length >= 0 ? (uint64_t)length : (uint64_t)view.len;
     op->flags = (uint32_t)flags;
     op->off = off;
-    r = fb_perform(f, NULL, ns);
+    r = fb_perform(f, file, ns);
     if (view.obj)
         PyBuffer_Release(&view);
     if (r < 0)
@@ -1324,28 +1357,6 @@ static PyObject *m_configure(PyObject *module, PyObject *d)
     Py_RETURN_NONE;
 }
 
-/* The child of a fork: only the forking fiber lives on; its run ends with it (rule M4). The ring is not touched. */
-static PyObject *m_after_fork(PyObject *module, PyObject *ignored)
-{
-    Runtime *rt = fb_runtime;
-    (void)module;
-    (void)ignored;
-    if (rt && !rt->forked) {
-        rt->forked = 1;
-        fb_uring_abandon(rt->driver);
-    }
-    Py_RETURN_NONE;
-}
-
-/* Leave the run of a forked parent for good: the thread may start a new one. */
-static PyObject *m_leave_fork(PyObject *module, PyObject *ignored)
-{
-    (void)module;
-    (void)ignored;
-    fb_runtime = NULL;
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef FUNCTIONS[] = {
     {"spawn", METHOD(m_spawn), METH_FASTCALL | METH_KEYWORDS,
      "spawn(fn, /, *args, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a fiber of the innermost open scope; does not switch.\n\n"
@@ -1380,8 +1391,6 @@ static PyMethodDef FUNCTIONS[] = {
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},
     {"make_cancelled", METHOD(m_make_cancelled), METH_NOARGS, NULL},
     {"configure", METHOD(m_configure), METH_O, NULL},
-    {"after_fork", METHOD(m_after_fork), METH_NOARGS, NULL},
-    {"leave_fork", METHOD(m_leave_fork), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -32,12 +32,23 @@ typedef struct {
     char peer[28];            /* a struct sockaddr_in or sockaddr_in6 */
 } Stream;
 
-static PyTypeObject StreamType;
+static PyTypeObject FileType, StreamType;
 
 static PyObject *closed_error(void)
 {
     errno = EBADF;
     return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* In the child of a fork the fibers that were inside its operations do not exist. */
+static void forget_forked(Stream *s)
+{
+    if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime->forked)
+        s->file.ops = NULL;
+    if (s->sender && s->sender->runtime->forked) {
+        s->sender = NULL;
+        s->senders.head = s->senders.tail = NULL;
+    }
 }
 
 /* The entry of every operation: a fiber of this run, uncancelled, on an open stream. */
@@ -46,6 +57,8 @@ static Fiber *begin(Stream *s, const char *what)
     Fiber *f = fb_here(what);
     if (!f || fb_may_park(f, what) < 0)
         return NULL;
+    if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime != f->runtime)
+        forget_forked(s);
     if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime != f->runtime) {
         PyErr_Format(PyExc_RuntimeError, "can't %s: the stream is in use by the run of another thread", what);
         return NULL;
@@ -56,6 +69,8 @@ static Fiber *begin(Stream *s, const char *what)
         return (Fiber *)closed_error();
     return f;
 }
+
+struct file *fb_file(PyObject *o) { return PyObject_TypeCheck(o, &FileType) ? &((Stream *)o)->file : NULL; }
 
 /* Receiving. */
 
@@ -148,6 +163,8 @@ out:
 
 static int take_turn(Stream *s, Fiber *f)
 {
+    if (s->sender && s->sender->runtime->forked)
+        forget_forked(s);
     if (s->sender) {
         int wake;
         if (fb_arm(f, s->timeout) < 0)
@@ -401,11 +418,10 @@ static int close_stream(Stream *s)
     int fd = s->file.fd;
     if (fd < 0)
         return 0;
+    forget_forked(s);
     if (s->file.ops) {
         Fiber *f = rt ? rt->current : NULL;
-        if (!f || ((Fiber *)s->file.ops->owner)->runtime != rt || rt->inside || rt->forked) {
-            if (rt && rt->forked)
-                goto plain;
+        if (!f || ((Fiber *)s->file.ops->owner)->runtime != rt || rt->inside) {
             PyErr_SetString(PyExc_RuntimeError,
                             "can't close a stream that fibers wait on from outside their run: use runtime().call_soon");
             return -1;
@@ -426,7 +442,6 @@ static int close_stream(Stream *s)
         close(fd);
         return PyErr_Occurred() ? -1 : 0;
     }
-plain:
     s->file.fd = -1;
     close(fd); /* EINTR and EIO: on Linux the fd is gone all the same */
     return 0;

@@ -22,7 +22,6 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
     return NULL;
 }
 void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (void)info; }
-void fb_uring_abandon(struct fb_driver *d) { (void)d; }
 
 #else
 
@@ -537,12 +536,7 @@ static void uring_close(struct fb_driver *d)
     free(u);
 }
 
-void fb_uring_abandon(struct fb_driver *d)
-{
-    struct uring *u = (struct uring *)d;
-    close(u->ring.ring_fd);
-    fb_driver_fini(d);
-}
+static void uring_abandon(struct fb_driver *d) { close(((struct uring *)d)->ring.ring_fd); }
 
 static const struct fb_verbs URING = {
     .name = "uring",
@@ -552,6 +546,7 @@ static const struct fb_verbs URING = {
     .ready = uring_ready,
     .release = uring_release,
     .close = uring_close,
+    .abandon = uring_abandon,
 };
 
 struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error, const char **step)

@@ -1355,7 +1355,7 @@ def test_a_child_abandons_the_driver_and_the_parents_goes_on(driver: Checked, pa
     driver.start(queued)
 
     def child() -> None:
-        lib.fb_uring_abandon(driver.raw)
+        lib.fb_abandon(driver.raw)
         assert len(open_fds()) == before - 3, "the ring and the pipe"
         own = Checked(driver.name)  # and a driver of its own works
         assert own.do(own.nop()) == 0
