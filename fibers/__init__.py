@@ -7,6 +7,7 @@ The layers, lowest first; imports point downwards only:
     scope       the cancel tree: scope, timeout, move_on_after, shield, supervisor
     fiber       what spawn returns, and the calls a fiber makes about itself
     waiting     the wait queue that every primitive is built on
+    signals     ^C, and signals() as a blocking iterator
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
 
@@ -34,6 +35,7 @@ from fibers.fiber import (
 )
 from fibers.runtime import Runtime, run, runtime
 from fibers.scope import Scope, move_on_after, scope, shield, supervisor, timeout
+from fibers.signals import signals
 
 __version__ = "0.1.0"
 
@@ -58,6 +60,7 @@ __all__ = [
     "runtime",
     "scope",
     "shield",
+    "signals",
     "sleep",
     "sleep_until",
     "spawn",

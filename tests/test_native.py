@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import greenlet
+import programs
 import pytest
+from helpers import open_fds, raised
 
 import fibers
 from fibers import net
 from fibers.driver import native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_a_foreign_greenlet_may_park_and_is_the_one_resumed() -> None:
@@ -217,6 +224,148 @@ def test_run_works_anew_in_a_forked_child() -> None:
 
     assert fibers.run(main) == 3
     assert fibers.run(lambda: fibers.sleep(0.01) or 4) == 4
+
+
+def forked(work: Callable[[], object]) -> tuple[int, str]:
+    """Fork; in the child call work(), which may end it: its exit code and what it printed."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(write, 1)
+        work()
+        os._exit(0)
+    os.close(write)
+    with open(read) as output:  # noqa: PTH123 - a pipe
+        text = output.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_in_the_child_of_a_fork_the_run_ends_with_the_forking_fiber(depth: int) -> None:
+    """M4: its scopes do not wait for children that do not exist, and no finally block of another fiber runs."""
+    program = f"""
+import os, sys
+import fibers
+
+def sibling():
+    try:
+        fibers.sleep(0.05)
+    finally:
+        print("sibling", "in the child" if child else "", flush=True)
+
+def forker(depth):
+    global child
+    fibers.spawn(sibling)
+    if depth:
+        return fibers.spawn(forker, depth - 1).result()
+    with fibers.scope() as s, fibers.timeout(10):
+        s.spawn(sibling)
+        fibers.daemon(sibling)
+        fibers.checkpoint()
+        child = os.fork()
+        child = not child
+        if child:
+            assert fibers.run(lambda: fibers.sleep(0.01) or 5) == 5, "a new run inside the forked fiber"
+            return "ended"
+    os.wait()
+
+child = False
+result = fibers.run(forker, {depth})
+if child:
+    assert fibers.run(lambda: fibers.sleep(0.01) or 6) == 6, "and after it"
+    print("child", result, flush=True)
+    sys.exit(0)
+print("parent", result)
+"""
+    done = programs.run("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "child ended\n" in done.stdout
+    assert done.stdout.endswith("parent None\n")
+    assert "in the child" not in done.stdout
+
+
+def test_the_child_of_a_fork_has_nothing_of_the_run() -> None:
+    stream: Any
+    reader: Any
+    runtime: Any
+
+    def look() -> None:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.set_wakeup_fd(-1) == -1
+        assert not [name for name in open_fds().values() if "io_uring" in name]
+        stream.close()
+        reader.cancel()
+        with pytest.raises(RuntimeError, match="over"):
+            runtime.call_soon(print)
+        with pytest.raises(RuntimeError, match="child of a fork"):
+            fibers.spawn(print)
+        os.write(1, b"ok")
+
+    def main() -> None:
+        nonlocal stream, reader, runtime
+        stream, other = net.socketpair()
+        runtime = fibers.runtime()
+        with other, stream, fibers.signals(signal.SIGTERM):
+            reader = fibers.spawn(stream.recv, 10)
+            fibers.checkpoint()
+            assert forked(look) == (0, "ok")
+            other.sendall(b"still here")
+            assert reader.result() == b"still here"
+
+    stream = reader = runtime = None
+    fibers.run(main)
+
+
+def test_a_fork_outside_a_fiber_ends_the_run_in_the_child() -> None:
+    program = """
+import os
+import fibers
+
+def fork():
+    if os.fork():
+        os.wait()
+
+def main():
+    fibers.runtime().call_soon(fork)
+    fibers.sleep(0.01)
+
+try:
+    fibers.run(main)
+    print("parent")
+except fibers.InternalError as error:
+    print("child:", error.__cause__, flush=True)
+"""
+    done = programs.run("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("child: forked outside a fiber")
+    assert done.stdout.endswith("parent\n")
+
+
+def test_closing_a_file_ends_an_operation_that_goes_through_operate() -> None:
+    def main() -> None:
+        read, write = os.pipe()
+        file = native.File(read)
+        reader = supervisor.spawn(native.operate, native.READ, file, bytearray(4), 0, -1, None)
+        fibers.checkpoint()
+        file.close()
+        error = raised(reader.result)
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EBADF
+        again = raised(native.operate, native.READ, file, bytearray(4), 0, -1, None)
+        assert isinstance(again, OSError)
+        assert again.errno == errno.EBADF
+        os.close(write)
+
+    def supervised() -> None:
+        nonlocal supervisor
+        with fibers.supervisor() as supervisor:
+            main()
+
+    supervisor = fibers.supervisor()
+    fibers.run(supervised)
 
 
 def test_a_stream_dropped_open_warns_and_is_closed() -> None:

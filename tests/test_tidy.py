@@ -34,6 +34,7 @@ LAYERS = {
     "fibers.scope": 2,
     "fibers.fiber": 2,
     "fibers.waiting": 2,
+    "fibers.signals": 3,
     "fibers.runtime": 3,
     "fibers.net": 4,
     "fibers": 5,  # the package itself: it only gathers the public names

@@ -1021,6 +1021,9 @@ void fb_forget(Runtime *rt)
     rt->to_start = NULL;
     rt->hand_over = NULL;
     rt->hooked.head = rt->hooked.tail = NULL;
+    rt->blocked.head = rt->blocked.tail = NULL;
+    rt->watched = 0;
+    rt->trace = NULL; /* its file is the parent's */
     rt->attention = rt->external = rt->graces = 0;
     Py_CLEAR(rt->pending); /* as CPython forgets signals that it has not handled yet */
     if (f && f != rt->main) {
