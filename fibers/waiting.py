@@ -50,6 +50,7 @@ class WaitQueue(OrderedDict[Waiter, None]):
             woken = native.wait(what, on, timeout)
         finally:
             self.leave(waiter)
+            del waiter.fiber  # no cycle: the traceback of an exception holds this frame, the fiber the exception
         if waiter.error is not None:
             try:
                 raise waiter.error

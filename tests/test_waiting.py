@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
@@ -152,3 +153,26 @@ def test_a_queue_belongs_to_one_run_while_somebody_waits() -> None:
         assert child.result() is not None
 
     fibers.run(main)
+
+
+@pytest.mark.parametrize("end", ["deadlock", "error"])
+def test_an_exception_that_ends_a_wait_makes_no_cycle(end: str) -> None:
+    def main() -> None:
+        queue = WaitQueue()
+
+        def fail() -> None:
+            waiter = queue.wake_first()
+            assert waiter is not None
+            waiter.error = Boom()
+
+        if end == "error":
+            fibers.spawn(fail)
+        queue.wait("get", None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert raised(fibers.run, main) is not None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
