@@ -8,6 +8,8 @@ The layers, lowest first; imports point downwards only:
     fiber       what spawn returns, and the calls a fiber makes about itself
     waiting     the wait queue that every primitive is built on
     signals     ^C, and signals() as a blocking iterator
+    combine     gather, map, first, any, as_completed
+    channel     Channel and select, Broadcast, Watch
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
 
@@ -16,7 +18,18 @@ What a module does not name in its __all__ is private to the package.
 
 from __future__ import annotations
 
-from fibers.errors import Cancelled, DeadlockError, FiberCancelled, IncompleteRead, InternalError
+from fibers.channel import Broadcast, Channel, Receiver, Watch, select
+from fibers.combine import any, as_completed, first, gather, map
+from fibers.errors import (
+    Cancelled,
+    ChannelClosed,
+    DeadlockError,
+    FiberCancelled,
+    IncompleteRead,
+    InternalError,
+    Lagged,
+    WouldBlock,
+)
 from fibers.fiber import (
     Fiber,
     cancelled,
@@ -24,6 +37,7 @@ from fibers.fiber import (
     current,
     current_scope,
     daemon,
+    interval,
     now,
     park,
     sleep,
@@ -40,25 +54,39 @@ from fibers.signals import signals
 __version__ = "0.1.0"
 
 __all__ = [
+    "Broadcast",
     "Cancelled",
+    "Channel",
+    "ChannelClosed",
     "DeadlockError",
     "Fiber",
     "FiberCancelled",
     "IncompleteRead",
     "InternalError",
+    "Lagged",
+    "Receiver",
     "Runtime",
     "Scope",
+    "Watch",
+    "WouldBlock",
+    "any",
+    "as_completed",
     "cancelled",
     "checkpoint",
     "current",
     "current_scope",
     "daemon",
+    "first",
+    "gather",
+    "interval",
+    "map",
     "move_on_after",
     "now",
     "park",
     "run",
     "runtime",
     "scope",
+    "select",
     "shield",
     "signals",
     "sleep",

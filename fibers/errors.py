@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-__all__ = ["Cancelled", "DeadlockError", "FiberCancelled", "IncompleteRead", "InternalError"]
+__all__ = [
+    "Cancelled",
+    "ChannelClosed",
+    "DeadlockError",
+    "FiberCancelled",
+    "IncompleteRead",
+    "InternalError",
+    "Lagged",
+    "WouldBlock",
+]
 
 
 class Cancelled(BaseException):
@@ -54,6 +63,23 @@ class DeadlockError(RuntimeError):
 
 class InternalError(RuntimeError):
     """The scheduler itself failed; the cause is its `__cause__`. No fiber was resumed after it (semantics.md A6)."""
+
+
+class WouldBlock(Exception):
+    """What was asked for can't be done without waiting."""
+
+
+class ChannelClosed(Exception):
+    """The channel, broadcast or watch was closed, and there is nothing left to get from it."""
+
+
+class Lagged(Exception):
+    """The receiver of a broadcast was too slow: the `missed` oldest of its items are lost."""
+
+    def __init__(self, message: str, missed: int) -> None:
+        """Keep how many were missed."""
+        super().__init__(message)
+        self.missed = missed
 
 
 class IncompleteRead(EOFError):

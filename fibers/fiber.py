@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 from fibers.driver import native
@@ -29,7 +30,7 @@ from fibers.scope import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "Fiber",
@@ -38,6 +39,7 @@ __all__ = [
     "current",
     "current_scope",
     "daemon",
+    "interval",
     "now",
     "park",
     "sleep",
@@ -74,6 +76,39 @@ def wait_readable(fd: int, timeout: float | None = None) -> None:
 def wait_writable(fd: int, timeout: float | None = None) -> None:
     """Wait until writing to `fd` would not block; TimeoutError after `timeout` seconds. Parks; a cancel point."""
     native.operate(native.POLL, fd, None, POLLOUT, -1, timeout)
+
+
+def interval(seconds: float, *, missed: str = "skip") -> Iterator[float]:
+    """Iterate over ticks `seconds` apart, the first at once; each is the time of now() that it was due at.
+
+    `missed` says what to do about ticks that nobody waited for in time: "skip" them and keep the rhythm; "burst", all
+    of them at once; "delay", one at once, and the others count from there. ValueError unless `seconds` is positive and
+    finite. Iteration: Parks; a cancel point.
+    """
+    if not 0 < seconds < math.inf:
+        msg = f"an interval must be positive and finite: {seconds!r}"
+        raise ValueError(msg)
+    if missed not in FOLLOWING:
+        msg = f"unknown missed {missed!r}; know {', '.join(map(repr, FOLLOWING))}"
+        raise ValueError(msg)
+    return ticks(seconds, FOLLOWING[missed])
+
+
+# When the next tick is due, from: when the last one was, when the next is asked for, and the seconds between two.
+FOLLOWING: dict[str, Callable[[float, float, float], float]] = {
+    "skip": lambda due, asked, seconds: due + seconds * max(1, math.ceil((asked - due) / seconds)),
+    "burst": lambda due, _asked, seconds: due + seconds,
+    "delay": lambda due, asked, seconds: max(due + seconds, asked),
+}
+
+
+def ticks(seconds: float, following: Callable[[float, float, float], float]) -> Iterator[float]:
+    """Yield the ticks of an interval."""
+    due = now()
+    while True:
+        sleep_until(due)
+        yield due
+        due = following(due, now(), seconds)
 
 
 def walk(fiber: Fiber[object], depth: int = 0) -> Iterator[tuple[int, Fiber[object]]]:
