@@ -10,6 +10,8 @@ The layers, lowest first; imports point downwards only:
     signals     ^C, and signals() as a blocking iterator
     combine     gather, map, first, any, as_completed
     channel     Channel and select, Broadcast, Watch
+    sync        Lock, RLock, RWLock, Semaphore, Event, Condition, Barrier, once
+    queue       Queue, LifoQueue, PriorityQueue
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 from fibers.channel import Broadcast, Channel, Receiver, Watch, select
 from fibers.combine import any, as_completed, first, gather, map
 from fibers.errors import (
+    BrokenLockError,
     Cancelled,
     ChannelClosed,
     DeadlockError,
@@ -28,6 +31,7 @@ from fibers.errors import (
     IncompleteRead,
     InternalError,
     Lagged,
+    ShutDown,
     WouldBlock,
 )
 from fibers.fiber import (
@@ -47,26 +51,41 @@ from fibers.fiber import (
     wait_readable,
     wait_writable,
 )
+from fibers.queue import LifoQueue, PriorityQueue, Queue
 from fibers.runtime import Runtime, run, runtime
 from fibers.scope import Scope, move_on_after, scope, shield, supervisor, timeout
 from fibers.signals import signals
+from fibers.sync import Barrier, BrokenBarrierError, Condition, Event, Lock, RLock, RWLock, Semaphore, once
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Barrier",
     "Broadcast",
+    "BrokenBarrierError",
+    "BrokenLockError",
     "Cancelled",
     "Channel",
     "ChannelClosed",
+    "Condition",
     "DeadlockError",
+    "Event",
     "Fiber",
     "FiberCancelled",
     "IncompleteRead",
     "InternalError",
     "Lagged",
+    "LifoQueue",
+    "Lock",
+    "PriorityQueue",
+    "Queue",
+    "RLock",
+    "RWLock",
     "Receiver",
     "Runtime",
     "Scope",
+    "Semaphore",
+    "ShutDown",
     "Watch",
     "WouldBlock",
     "any",
@@ -82,6 +101,7 @@ __all__ = [
     "map",
     "move_on_after",
     "now",
+    "once",
     "park",
     "run",
     "runtime",

@@ -6,9 +6,11 @@ Rule 2: Cancelled is a BaseException that nobody can construct: it exists only b
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 __all__ = [
+    "BrokenLockError",
     "Cancelled",
     "ChannelClosed",
     "DeadlockError",
@@ -16,6 +18,7 @@ __all__ = [
     "IncompleteRead",
     "InternalError",
     "Lagged",
+    "ShutDown",
     "WouldBlock",
 ]
 
@@ -55,6 +58,18 @@ class FiberCancelled(Exception):
 
     An ordinary exception, so that it is never confused with the caller's own Cancelled (semantics.md B4).
     """
+
+
+class BrokenLockError(RuntimeError):
+    """The lock can't be had: the fiber that holds it has ended without releasing it (semantics.md I3)."""
+
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown
+else:
+
+    class ShutDown(Exception):
+        """Raised by put and get of a queue that was shut down; queue.ShutDown from Python 3.13 on."""
 
 
 class DeadlockError(RuntimeError):

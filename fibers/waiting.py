@@ -60,9 +60,7 @@ class WaitQueue(OrderedDict[Waiter, None]):
 
     def enter(self, waiter: Waiter) -> None:
         """Stand at the end."""
-        first = self.first()
-        if first is not None and first.fiber._runtime is not waiter.fiber._runtime:
-            raise another_run()
+        self.check()
         self[waiter] = None
 
     def leave(self, waiter: Waiter) -> None:
@@ -75,8 +73,7 @@ class WaitQueue(OrderedDict[Waiter, None]):
 
     def wake(self, waiter: Waiter) -> bool:
         """Take a waiter out and wake it; False if it waits no longer."""
-        if waiter.fiber._runtime is not native.runtime():
-            raise another_run()
+        self.check()
         del self[waiter]
         return native.unpark(waiter.fiber)
 
@@ -87,10 +84,24 @@ class WaitQueue(OrderedDict[Waiter, None]):
                 return waiter
         return None
 
+    def check(self) -> None:
+        """Raise RuntimeError if the caller is not in the run of those who wait."""
+        first = self.first()
+        if first is not None and first.fiber._runtime is not native.runtime():
+            raise another_run()
+
 
 def another_run() -> RuntimeError:
     """Make the error for a primitive that two runs use at once."""
     return RuntimeError(
         "can't use a primitive that fibers of another run hold or wait for: "
+        "use from_thread, or a patched threading primitive"
+    )
+
+
+def no_run() -> RuntimeError:
+    """Make the error for a primitive that is used outside a run."""
+    return RuntimeError(
+        "can't use a primitive of fibers in a thread that is not inside fibers.run(): "
         "use from_thread, or a patched threading primitive"
     )
