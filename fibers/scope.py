@@ -212,10 +212,10 @@ def combine(
             return kept[0]
         flat: list[BaseException] = []
         for failure in kept:
-            if MARK in vars(failure):
-                flat.extend(failure.exceptions)  # type: ignore[attr-defined]
-            else:
-                flat.append(failure)
+            parts = failure.exceptions if MARK in vars(failure) else (failure,)  # type: ignore[attr-defined]
+            flat += [part for part in parts if not any(part is other for other in flat)]
+        if len(flat) == 1 and not strict:
+            return flat[0]
         return group(flat)
     finally:
         del kept, failures, body, noted

@@ -1396,3 +1396,21 @@ def test_d9_cancel_from_another_thread_goes_through_call_soon() -> None:
         thread.join()
 
     fibers.run(main)
+
+
+def test_e1_a_failure_that_comes_by_two_ways_is_in_the_group_once() -> None:
+    """B hears A's failure by result() and fails with a group of it and another; A failed in the same scope."""
+
+    def main() -> None:
+        first, second = Boom("first"), Boom("second")
+
+        def listen(other: fibers.Fiber[None]) -> None:
+            with fibers.scope() as inner:
+                inner.spawn(fail, second)
+                other.result()
+
+        with pytest.raises(ExceptionGroup) as caught, fibers.scope() as block:
+            block.spawn(listen, block.spawn(fail, first))
+        assert sorted(map(str, caught.value.exceptions)) == ["first", "second"]
+
+    fibers.run(main)
