@@ -12,6 +12,7 @@ The layers, lowest first; imports point downwards only:
     channel     Channel and select, Broadcast, Watch
     sync        Lock, RLock, RWLock, Semaphore, Event, Condition, Barrier, once
     queue       Queue, LifoQueue, PriorityQueue
+    threads     out of a run into a thread, and back in
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
 
@@ -56,6 +57,7 @@ from fibers.runtime import Runtime, run, runtime
 from fibers.scope import Scope, move_on_after, scope, shield, supervisor, timeout
 from fibers.signals import signals
 from fibers.sync import Barrier, BrokenBarrierError, Condition, Event, Lock, RLock, RWLock, Semaphore, once
+from fibers.threads import from_thread, to_thread
 
 __version__ = "0.1.0"
 
@@ -96,6 +98,7 @@ __all__ = [
     "current_scope",
     "daemon",
     "first",
+    "from_thread",
     "gather",
     "interval",
     "map",
@@ -114,6 +117,7 @@ __all__ = [
     "spawn",
     "supervisor",
     "timeout",
+    "to_thread",
     "unpark",
     "wait_readable",
     "wait_writable",

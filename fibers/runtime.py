@@ -18,12 +18,19 @@ from fibers.driver import native
 from fibers.errors import DeadlockError, FiberCancelled, InternalError
 from fibers.fiber import walk
 from fibers.signals import Interrupts, forget_signals, handles_signals
+from fibers.threads import call_main, end_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import ParamSpec
+
+    from fibers.driver.workers import Line, Pool
     from fibers.fiber import Fiber
     from fibers.signals import Signals
+    from fibers.threads import Entry
+
+    P = ParamSpec("P")
 
 __all__ = ["Runtime", "run", "runtime"]
 
@@ -45,12 +52,14 @@ class Core(native.Runtime):
         self.strict = False
         self.name = "uring"
         self.signals: list[Signals] = []
+        self.lines: dict[Pool, Line] = {}
+        self.entries: set[Entry] = set()
 
     def _soon(self, fn: Callable[..., object], *args: object) -> None:
         """Queue a call for the hub. Any thread; signal safe: takes no locks."""
-        self.calls.append((fn, args))
         if self.over:
             return
+        self.calls.append((fn, args))
         self._wake()
 
     def _on_wake(self) -> None:
@@ -97,6 +106,16 @@ class Runtime:
             msg = "can't call_soon: the run is over"
             raise RuntimeError(msg)
         self._core._soon(fn, *args)
+
+    def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run fn(*args) as a fiber of main's scope and wait for its end; return its value or raise its exception.
+
+        Any thread but the run's own, which would wait for itself: RuntimeError there, and if the run is over or ends
+        before the call. FiberCancelled if main's scope is cancelled. Blocks the thread.
+        """
+        if native.runtime() is self._core:
+            raise RuntimeError("can't call into the run from its own thread: use spawn")
+        return call_main(self._core, fn, *args, **kwargs)
 
     def __repr__(self) -> str:
         """Tell the driver and how many fibers live."""
@@ -174,6 +193,8 @@ def run(
         core.over = True
         RUNS.discard(core)
         core._close()
+        core.calls.clear()
+        end_entries(core)
     try:
         if core._pending and root._outcome != FAILED:
             raise core._take_pending()

@@ -9,7 +9,6 @@ Rule 4: the child of a fork has the handlers that stood before the run (M4).
 
 from __future__ import annotations
 
-import collections
 import os
 import signal
 import threading
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
+from fibers.waiting import WaitQueue
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from typing_extensions import Self
 
-    from fibers.fiber import Fiber
     from fibers.runtime import Core
 
 __all__ = ["Signals", "signals"]
@@ -64,7 +63,7 @@ class Signals:
         self._core = core
         self._numbers = numbers
         self._pending: dict[int, None] = {}
-        self._waiters: collections.deque[Fiber[Any]] = collections.deque()
+        self._waiters = WaitQueue()
         self._open = True
         core.signals.append(self)
         try:
@@ -88,17 +87,9 @@ class Signals:
         while not self._pending:
             if not self._open:
                 raise RuntimeError(f"can't wait for signals: {self!r} is closed")
-            me = native.current()
             left = None if deadline is None else max(deadline - native.now(), 0.0)
-            self._waiters.append(me)
-            try:
-                if not native.wait("signals", self, left) and not self._pending:
-                    raise TimeoutError(f"no signal within {timeout} s")
-            finally:
-                if me in self._waiters:
-                    self._waiters.remove(me)
-                else:
-                    self._wake()  # it was its turn: pass it on if it can't take it
+            if self._waiters.wait("signals", self, left) is None and not self._pending:
+                raise TimeoutError(f"no signal within {timeout} s")
         number = next(iter(self._pending))
         del self._pending[number]
         return number
@@ -116,8 +107,8 @@ class Signals:
                 taken.open.remove(self)
         self._open = False
         self._core.signals.remove(self)
-        while self._waiters:
-            native.unpark(self._waiters.popleft())
+        while self._waiters.wake_first():
+            pass
         left = list(self._pending)
         self._pending.clear()
         raise_again(left)
@@ -128,10 +119,9 @@ class Signals:
         self._core._soon(self._wake)
 
     def _wake(self) -> None:
-        """Resume who has waited longest, if there is a signal."""
-        while self._pending and self._waiters:
-            if native.unpark(self._waiters.popleft()):
-                break
+        """Resume as many waiters as there are signals."""
+        for _ in self._pending:
+            self._waiters.wake_first()
 
     def __iter__(self) -> Self:
         """Return itself."""

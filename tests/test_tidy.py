@@ -39,6 +39,7 @@ LAYERS = {
     "fibers.channel": 3,
     "fibers.sync": 3,
     "fibers.queue": 3,
+    "fibers.threads": 3,
     "fibers.runtime": 3,
     "fibers.net": 4,
     "fibers": 5,  # the package itself: it only gathers the public names
@@ -94,6 +95,7 @@ PARKS = {
     "fibers.PriorityQueue.put": IF_IT_MUST_WAIT,
     "fibers.PriorityQueue.get": IF_IT_MUST_WAIT,
     "fibers.PriorityQueue.join": IF_IT_MUST_WAIT,
+    "fibers.to_thread": CANCEL_POINT,
     "fibers.net.getaddrinfo": IF_IT_MUST_WAIT,
     "fibers.net.listen": IF_IT_MUST_WAIT,
     "fibers.net.connect": CANCEL_POINT,

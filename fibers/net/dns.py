@@ -6,7 +6,6 @@ A look-up that is cancelled is abandoned to its thread and its result dropped (s
 from __future__ import annotations
 
 import functools
-import os
 import socket
 from typing import Any
 
@@ -14,8 +13,7 @@ from fibers.driver.workers import Pool
 
 __all__ = ["getaddrinfo"]
 
-POOL = Pool("dns", 16)
-os.register_at_fork(after_in_child=POOL.forget)
+POOL = Pool(16)
 
 
 def getaddrinfo(
@@ -30,4 +28,5 @@ def getaddrinfo(
     except socket.gaierror:
         if host is None or flags & socket.AI_NUMERICHOST:
             raise
-    return POOL.call(functools.partial(socket.getaddrinfo, host, port, family, type, proto, flags))
+    call = functools.partial(socket.getaddrinfo, host, port, family, type, proto, flags)
+    return POOL.call(call, "getaddrinfo", host, abandon=True)
