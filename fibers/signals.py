@@ -9,6 +9,7 @@ Rule 4: the child of a fork has the handlers that stood before the run (M4).
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import threading
@@ -178,7 +179,7 @@ def signals(*signums: int) -> Signals:
 def named(number: int) -> int:
     """Make a signal.Signals of a number; real-time signals have no names."""
     for known in signal.valid_signals():
-        if number == known:
+        if operator.index(number) == known:
             return known
     raise ValueError(f"there is no signal {number!r}; know signal.valid_signals()")
 

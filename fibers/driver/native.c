@@ -983,13 +983,7 @@ static int look(Runtime *rt)
     if (why & LOOK_HOOK)
         call_hooked(rt);
     if ((why & LOOK_IDLE) && !rt->ready.len) {
-        PyObject *e;
-        if (rt->pending || rt->deadlocks++ > 1) {
-            /* It was told, its tree was cancelled, and nothing has ended since. */
-            PyErr_SetString(PyExc_RuntimeError, "a deadlock that cancellation can't end");
-            return -1;
-        }
-        e = PyObject_CallMethod((PyObject *)rt, "_on_idle", NULL);
+        PyObject *e = PyObject_CallMethod((PyObject *)rt, "_on_idle", NULL);
         if (!e)
             return -1;
         if (e == Py_None) {
@@ -998,6 +992,11 @@ static int look(Runtime *rt)
             rt->held = 1;
             begin_pass(rt);
             rt->held = 0;
+        } else if (rt->pending || rt->deadlocks++ > 1) {
+            /* It was told, its tree was cancelled, and nothing has ended since. */
+            Py_DECREF(e);
+            PyErr_SetString(PyExc_RuntimeError, "a deadlock that cancellation can't end");
+            return -1;
         } else {
             fb_interrupt_main(rt, e);
         }
