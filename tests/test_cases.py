@@ -1,6 +1,7 @@
 """Every case and rule of the specification that is delivered has a test which names it."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ RULES = {
 }
 
 
+@functools.cache
 def all_tests() -> dict[str, str]:
     """The name of every test function beside its docstring."""
     found = {}

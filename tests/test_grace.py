@@ -1,6 +1,7 @@
 """Cleanup grace: what code that handles a Cancelled may still wait for, and for how long (rules D10 to D12)."""
 
 import contextlib
+import functools
 import itertools
 import math
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import Boom, ExceptionGroup, bounded, fail, raised
+from helpers import Boom, ExceptionGroup, bounded, fail, nap, raised
 
 import fibers
 from fibers import net
@@ -352,6 +353,48 @@ def wait_for_bytes() -> None:
         a.recv(1)
 
 
+WAITS = {
+    "sleep": lambda: fibers.sleep(1000),
+    "sleep_until": lambda: fibers.sleep_until(fibers.now() + 1000),
+    "park": fibers.park,
+    "recv": wait_for_bytes,
+    "event": lambda: fibers.Event().wait(),
+    "semaphore": lambda: fibers.Semaphore(0).acquire(),
+    "channel": lambda: fibers.Channel().get(),
+    "queue": lambda: fibers.Queue().get(),
+    "barrier": lambda: fibers.Barrier(2).wait(),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_case_55_whatever_wait_is_in_progress_is_aborted_at_the_end_of_the_grace(name: str) -> None:
+    def main(diary: Diary) -> None:
+        fibers.spawn(nap, 5)  # keeps the run from being a deadlock
+        with fibers.move_on_after(1):
+            try:
+                fibers.sleep(1000)
+            finally:
+                try:
+                    WAITS[name]()
+                except fibers.Cancelled:
+                    diary.note("cut")
+                    raise
+
+    assert diary_of(main) == [(2, "cut")]
+
+
+def test_case_55_a_wait_for_a_lock_is_aborted_at_the_end_of_the_grace() -> None:
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1) as s:
+            try:
+                fibers.sleep(1000)
+            finally:
+                wait_for_a_lock()
+        diary.note(f"caught {s.cancelled_caught}")
+
+    assert diary_of(main) == [(2, "caught True")]
+
+
 def test_case_55_after_the_grace_every_cancel_point_raises_at_once() -> None:
     def main(diary: Diary) -> None:
         with fibers.move_on_after(1):
@@ -520,6 +563,33 @@ def test_d10_a_scope_without_children_does_not_start_the_clock_anew() -> None:
     assert diary_of(main) == [(1.6, "first done"), (2, "second cut")]
 
 
+def test_d10_the_re_acquire_of_a_condition_starts_the_clock_anew() -> None:
+    """An uncancellable wait: the waiter cannot go on before the holder lets go, four seconds after the cancel."""
+
+    def main(diary: Diary) -> None:
+        condition = fibers.Condition()
+
+        def waiter() -> None:
+            with fibers.move_on_after(1):
+                try:
+                    with condition:
+                        condition.wait()
+                finally:
+                    diary.sleep(0.9, "first")
+                    diary.sleep(0.9, "second")
+
+        def holder() -> None:
+            fibers.sleep(0.5)
+            with condition:
+                fibers.sleep(4.5)
+
+        with fibers.scope() as s:
+            s.spawn(waiter)
+            s.spawn(holder)
+
+    assert diary_of(main) == [(5.9, "first done"), (6, "second cut")]
+
+
 # Scopes entered meanwhile.
 
 
@@ -583,6 +653,17 @@ def test_d10_children_of_a_scope_entered_in_the_cleanup_are_shielded_until_the_g
                     s.spawn(diary.sleep, 100, "long")
 
     assert diary_of(main) == [(1.5, "short done"), (2, "long cut")]
+
+
+def test_d10_combinators_work_inside_a_cleanup() -> None:
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1):
+            try:
+                fibers.sleep(1000)
+            finally:
+                diary.note(str(fibers.gather(functools.partial(nap, 0.5, "a"), functools.partial(nap, 0.25, "b"))))
+
+    assert diary_of(main) == [(1.5, "['a', 'b']")]
 
 
 def test_d10_a_scope_nested_in_one_entered_in_the_cleanup_is_shielded_too() -> None:

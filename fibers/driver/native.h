@@ -31,6 +31,7 @@ struct scope {
     uint64_t cancel_id;       /* which cancellation this is, of all there were; 0: none */
     uint64_t heard;           /* the cancellation last delivered to its owner here, and until when a cleanup may take: */
     int64_t grace_until;      /* of a fiber's own scope: its own cancellation; of a root: the visible one from outside */
+    uint32_t parks;           /* of a shield: how often its owner had parked when it entered */
     uint32_t live, daemons;   /* how many children of each kind */
     uint32_t running, limit;  /* started children, and how many may be; 0: any number */
     uint8_t state;            /* enum scope_state */

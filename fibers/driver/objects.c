@@ -554,6 +554,7 @@ static PyObject *scope_enter(Scope *o, PyObject *ignored)
     s->soft = !s->shield && f->scope->cancelled && fb_in_grace(f);
     s->cancelled = s->cancel_called || (!s->shield && !s->soft && f->scope->cancelled);
     s->state = SCOPE_OPEN;
+    s->parks = f->parks;
     f->scope->inner = s;
     f->scope = s;
     Py_INCREF(o); /* given back by fb_scope_close */

@@ -99,6 +99,8 @@ void fb_scope_close(struct scope *s)
     if (!s->is_root) {
         f->scope = s->parent;
         s->parent->inner = NULL;
+        if (s->shield && f->parks != s->parks)
+            fb_grace_restart(s->parent); /* what waited behind the shield could not be cancelled */
         if (!s->parent->cancelled) {
             f->redelivered = 0;
             if (!s->parent->soft)
