@@ -7,6 +7,7 @@ The layers, lowest first; imports point downwards only:
     scope       the cancel tree: scope, timeout, move_on_after, shield, supervisor
     fiber       what spawn returns, and the calls a fiber makes about itself
     waiting     the wait queue that every primitive is built on
+    debug       dump, trace, the stall detector
     signals     ^C, and signals() as a blocking iterator
     combine     gather, map, first, any, as_completed
     channel     Channel and select, Broadcast, Watch
@@ -15,6 +16,8 @@ The layers, lowest first; imports point downwards only:
     threads     out of a run into a thread, and back in
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
+    testing     virtual clocks, in-memory streams, order and waits, for tests (import it by name)
+    pytest_plugin  test functions in fibers (found by pytest itself)
 
 What a module does not name in its __all__ is private to the package.
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 from fibers.channel import Broadcast, Channel, Receiver, Watch, select
 from fibers.combine import any, as_completed, first, gather, map
+from fibers.debug import dump, trace
 from fibers.errors import (
     BrokenLockError,
     Cancelled,
@@ -97,6 +101,7 @@ __all__ = [
     "current",
     "current_scope",
     "daemon",
+    "dump",
     "first",
     "from_thread",
     "gather",
@@ -118,6 +123,7 @@ __all__ = [
     "supervisor",
     "timeout",
     "to_thread",
+    "trace",
     "unpark",
     "wait_readable",
     "wait_writable",

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import collections
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, TypeVar
 
+from fibers import debug as debugging
 from fibers import driver as drivers
+from fibers.debug import RUNS
 from fibers.driver import native
 from fibers.errors import DeadlockError, FiberCancelled, InternalError
-from fibers.fiber import walk
 from fibers.signals import Interrupts, forget_signals, handles_signals
 from fibers.threads import call_main, end_entries
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from fibers.driver.workers import Line, Pool
-    from fibers.fiber import Fiber
     from fibers.signals import Signals
+    from fibers.testing import Clock
     from fibers.threads import Entry
 
     P = ParamSpec("P")
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "run", "runtime"]
 
 T = TypeVar("T")
-RUNS: set[Core] = set()
 VALUE, FAILED, CANCELLED = 1, 2, 3
+REAL, AUTO = 0, 1  # enum clock of native.h
 
 
 class Core(native.Runtime):
@@ -50,6 +52,7 @@ class Core(native.Runtime):
         self.handle: weakref.ref[Runtime] | None = None
         self.over = False
         self.strict = False
+        self.clock: Clock | None = None
         self.name = "uring"
         self.signals: list[Signals] = []
         self.lines: dict[Pool, Line] = {}
@@ -76,8 +79,10 @@ class Core(native.Runtime):
         """Decide what it means that nothing can run: None to wait for the world outside, or the error for main."""
         if self.calls or (self.handle is not None and self.handle() is not None) or handles_signals():
             return None
+        still = ", and the clock stands still until advance() is called" if self.clock is not None else ""
         return DeadlockError(
-            "every fiber waits for another one and nothing outside can wake the run:\n" + describe(self._main)
+            f"every fiber waits for another one and nothing outside can wake the run{still}:\n"
+            + debugging.describe(self)
         )
 
 
@@ -94,7 +99,13 @@ class Runtime:
         return self._core.name
 
     def stats(self) -> dict[str, int]:
-        """Count: fibers (now), spawned, switches, operations, completions, cancels, enters, waits, wakes, timers."""
+        """Count what the run has done since it began. Any thread.
+
+        fibers: unfinished now · spawned: fibers ever made, main included · switches: from one fiber to another ·
+        operations: given to the driver · completions: operations that ended · cancels: operations asked to end early ·
+        enters: system calls of the driver · waits: those that could sleep · wakes: from other threads and signals ·
+        timers: armed now · carriers: idle stacks kept for the next fibers.
+        """
         return self._core._stats()
 
     def call_soon(self, fn: Callable[..., object], /, *args: object) -> None:
@@ -139,29 +150,25 @@ def runtime() -> Runtime:
     return handle
 
 
-def describe(main: Fiber[object]) -> str:
-    """Draw the tree of unfinished fibers with what each is doing, a line each."""
-    return "\n".join(f"{'  ' * (depth + 1)}{fiber!r}" for depth, fiber in walk(main))
-
-
 def run(
     main: Callable[..., T],
     /,
     *args: object,
     driver: str | None = None,
-    clock: str | None = None,
+    clock: Clock | str | None = None,
     cleanup_grace: float = 1.0,
     shuffle_seed: int | None = None,
     strict: bool = False,
-    debug: bool | None = None,  # noqa: ARG001 - settled in api.md
+    debug: bool | None = None,
 ) -> T:
     """Run main(*args) as the root fiber in this thread; return its value or raise its failure when all has ended.
 
     `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
-    virtual clock that jumps when nothing is runnable (tests). `cleanup_grace`: for so many seconds code that handles a
-    Cancelled (finally, except, __exit__) may still block; 0: every cancel point raises at once (D10). `shuffle_seed`: a
-    random but repeatable ready order, for tests; default $FIBERS_SEED. `strict`: group single child failures too.
-    `debug`: accepted, for the debug mode of a later release.
+    virtual clock that jumps when nothing is runnable, a testing.Clock for one moved by hand (tests). `cleanup_grace`:
+    for so many seconds code that handles a Cancelled (finally, except, __exit__) may still block; 0: every cancel point
+    raises at once (D10). `shuffle_seed`: a random but repeatable ready order, for tests; default $FIBERS_SEED.
+    `strict`: group single child failures too.
+    `debug`: report fibers that do not yield for 100 ms to the logger `fibers.debug`; default $FIBERS_DEBUG.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
     scheduler fails, OSError if there is no driver, RuntimeError inside a run. semantics.md A.
@@ -173,25 +180,30 @@ def run(
     if not callable(main):
         msg = f"run needs a function to call, got {main!r}"  # type: ignore[unreachable]  # callers have no types
         raise TypeError(msg)
-    if clock not in (None, "auto"):
-        msg = f"unknown clock {clock!r}; know None (real time) and 'auto' (virtual)"
+    if clock not in (None, "auto") and not hasattr(clock, "_take"):
+        msg = f"unknown clock {clock!r}; know None (real time), 'auto' (virtual) and testing.Clock()"
         raise ValueError(msg)
     if not cleanup_grace >= 0:
         msg = f"cleanup_grace can't be negative or NaN: {cleanup_grace!r}"
         raise ValueError(msg)
-    if shuffle_seed is None and os.environ.get("FIBERS_SEED"):
-        shuffle_seed = int(os.environ["FIBERS_SEED"])
-    core = Core(drivers.make(driver), int(clock == "auto"), shuffle_seed, cleanup_grace)
+    if shuffle_seed is None:
+        shuffle_seed = seed_from_environment()
+    if debug is None:
+        debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")
+    dump_signal = debugging.dump_signal()
+    core = Core(drivers.make(driver), AUTO if clock == "auto" else REAL, shuffle_seed, cleanup_grace)
     core.strict = strict
-    RUNS.add(core)
+    RUNS[core] = threading.get_ident()
+    if clock is not None and not isinstance(clock, str):
+        clock._take(core)
     try:
-        with Interrupts(core):
+        with Interrupts(core), debugging.looked_at(core, dump_signal, debug=debug):
             root = core._run(main, *args)
     except BaseException as error:
         raise InternalError(f"the scheduler failed: {error}") from error
     finally:
         core.over = True
-        RUNS.discard(core)
+        RUNS.pop(core, None)
         core._close()
         core.calls.clear()
         end_entries(core)
@@ -206,6 +218,16 @@ def run(
         return root._value  # type: ignore[no-any-return]
     finally:
         del root, core, main, args
+
+
+def seed_from_environment() -> int | None:
+    """Read $FIBERS_SEED; ValueError if it is no integer."""
+    text = os.environ.get("FIBERS_SEED")
+    try:
+        return int(text) if text else None
+    except ValueError:
+        msg = f"a seed is an integer, got {text!r} (from $FIBERS_SEED)"
+        raise ValueError(msg) from None
 
 
 def after_fork_in_child() -> None:

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fibers.debug import DumpSignal
 from fibers.driver import native
 from fibers.waiting import WaitQueue
 
@@ -199,7 +200,7 @@ def handles_signals() -> bool:
         return False
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
-        if callable(handler) and handler is not signal.default_int_handler and not isinstance(handler, Interrupts):
+        if callable(handler) and handler is not signal.default_int_handler and not isinstance(handler, OURS):
             return True
     return False
 
@@ -251,6 +252,8 @@ class Interrupts:
             raise KeyboardInterrupt
         core._interrupt(KeyboardInterrupt())
 
+
+OURS = (Interrupts, DumpSignal)
 
 # The runs of the main thread: at most one, and in the child of a fork one inside it.
 ACTIVE: list[Interrupts] = []

@@ -16,7 +16,7 @@ import pytest
 from programs import CHECKOUT
 
 import fibers
-from fibers import net
+from fibers import net, testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +34,17 @@ LAYERS = {
     "fibers.scope": 2,
     "fibers.fiber": 2,
     "fibers.waiting": 2,
+    "fibers.debug": 3,
     "fibers.signals": 3,
     "fibers.combine": 3,
     "fibers.channel": 3,
     "fibers.sync": 3,
     "fibers.queue": 3,
     "fibers.threads": 3,
-    "fibers.runtime": 3,
-    "fibers.net": 4,
-    "fibers": 5,  # the package itself: it only gathers the public names
+    "fibers.runtime": 4,
+    "fibers.net": 5,
+    "fibers.testing": 6,
+    "fibers": 7,  # the package itself: it only gathers the public names
 }
 
 # Limits of size: a file that outgrows them has two responsibilities.
@@ -110,7 +112,18 @@ PARKS = {
     "fibers.net.Stream.sendall": CANCEL_POINT,
     "fibers.net.Stream.sendmsg": CANCEL_POINT,
     "fibers.net.Stream.close": NEVER,
+    "fibers.testing.wait_all_blocked": CANCEL_POINT,
+    "fibers.testing.MemoryStream.recv": CANCEL_POINT,
+    "fibers.testing.MemoryStream.recv_into": CANCEL_POINT,
+    "fibers.testing.MemoryStream.recv_exactly": CANCEL_POINT,
+    "fibers.testing.MemoryStream.recv_until": CANCEL_POINT,
+    "fibers.testing.MemoryStream.send": CANCEL_POINT,
+    "fibers.testing.MemoryStream.sendall": CANCEL_POINT,
+    "fibers.testing.MemoryStream.sendmsg": CANCEL_POINT,
 }
+
+
+PUBLIC = (fibers, net, testing)
 
 
 def name_of(path: Path) -> str:
@@ -228,7 +241,7 @@ def public(module: object) -> list[str]:
 
 def public_callables() -> Iterator[tuple[str, object]]:
     """The public functions, and the public methods of the public classes."""
-    for module in (fibers, net):
+    for module in PUBLIC:
         for name in public(module):
             thing = getattr(module, name)
             if inspect.isclass(thing):
@@ -243,7 +256,7 @@ def public_callables() -> Iterator[tuple[str, object]]:
 CALLABLES = dict(public_callables())
 
 
-@pytest.mark.parametrize("module", [fibers, net], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_every_public_name_has_a_docstring(module: object) -> None:
     for name in public(module):
         thing = getattr(module, name)

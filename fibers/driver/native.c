@@ -219,17 +219,18 @@ static void poll_driver(Runtime *rt, int64_t timeout_ns)
  * out are the kernel and other threads. */
 static void wake_blocked(Runtime *rt)
 {
-    int64_t cushion = INT64_MAX, timeout;
+    int64_t cushion = INT64_MAX, due = INT64_MAX;
     Fiber *f, *next;
     for (f = rt->blocked.head; f; f = f->line_next)
         if (f->cushion < cushion)
             cushion = f->cushion;
-    timeout = cushion;
-    if (!rt->virtual && rt->timers.len && rt->timers.slots[0].when - fb_clock(rt) < timeout)
-        timeout = rt->timers.slots[0].when - fb_clock(rt);
-    poll_driver(rt, timeout < 0 ? 0 : timeout);
+    if (rt->timers.len)
+        due = rt->timers.slots[0].when - fb_clock(rt);
+    if (due > 0 && rt->virtual)
+        due = INT64_MAX; /* that time stands still until all are blocked */
+    poll_driver(rt, due <= 0 ? 0 : due < cushion ? due : cushion);
     rt->attention &= ~(uint32_t)LOOK_SIGNALS;
-    if (rt->ready.len || rt->attention || timeout < cushion)
+    if (rt->ready.len || rt->attention || due <= 0 || due < cushion)
         return;
     for (f = rt->blocked.head; f; f = next) {
         next = f->line_next;

@@ -974,7 +974,7 @@ static PyObject *runtime_clock(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
     int64_t ns = 0;
     if (n < 1 || n > 2 || ((kind = PyLong_AsLong(argv[0])) == -1 && PyErr_Occurred()))
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "_clock takes a kind and seconds");
-    if (!own_thread(rt, "move the clock") || (n == 2 && fb_duration(argv[1], "the clock", 0, &ns) < 0))
+    if ((rt->main && !own_thread(rt, "move the clock")) || (n == 2 && fb_duration(argv[1], "the clock", 0, &ns) < 0))
         return NULL;
     rt->virtual = (uint8_t)kind;
     rt->clock += ns < 0 || ns > INT64_MAX / 2 - rt->clock ? 0 : ns;
@@ -999,6 +999,12 @@ static PyObject *runtime_field(Runtime *rt, void *which)
 {
     PyObject *o = (intptr_t)which == 0 ? (PyObject *)rt->main : (intptr_t)which == 1 ? (PyObject *)rt->current : rt->hub;
     return Py_NewRef(o ? o : Py_None);
+}
+
+static PyObject *runtime_now(Runtime *rt, void *ignored)
+{
+    (void)ignored;
+    return PyFloat_FromDouble((double)fb_clock(rt) / 1e9);
 }
 
 static PyObject *runtime_pending(Runtime *rt, void *ignored)
@@ -1033,6 +1039,7 @@ static PyGetSetDef RUNTIME_FIELDS[] = {
     {"_main", (getter)runtime_field, NULL, NULL, (void *)0},
     {"_current", (getter)runtime_field, NULL, NULL, (void *)1},
     {"_hub", (getter)runtime_field, NULL, NULL, (void *)2},
+    {"_now", (getter)runtime_now, NULL, NULL, NULL},
     {"_pending", (getter)runtime_pending, NULL, NULL, NULL},
     {"_forked", (getter)runtime_forked, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -1249,7 +1256,7 @@ static PyObject *m_wait_blocked(PyObject *module, PyObject *cushion)
         fb_may_park(f, "wait_all_blocked") < 0 || fb_check(f) < 0)
         return NULL;
     if (f->cushion < 0)
-        f->cushion = INT64_MAX;
+        return PyErr_Format(PyExc_ValueError, "a cushion must be finite: %R", cushion);
     fb_line_push(&f->runtime->blocked, f);
     wake = fb_park(f, WAIT_BLOCKED);
     if (fb_woken(f, wake) < 0)

@@ -87,7 +87,8 @@ static void record(Trace *t, Runtime *rt, int kind, Fiber *f)
     case EVENT_WAKE:
     case EVENT_SPAWN:
     case EVENT_CANCEL:
-        if (rt->current && rt->current->state == FIBER_RUNNING)
+        /* Who is parked polls, and did nothing; who is done wakes its joiners. */
+        if (rt->current && (rt->current->state == FIBER_RUNNING || (rt->current->state == FIBER_DONE && rt->inside)))
             e->other = number(t, rt->current);
         break;
     case EVENT_END:
