@@ -627,7 +627,7 @@ def check_holders(lock: object, holders: Iterable[Fiber[Any]], fiber: Fiber[Any]
     for holder in holders:
         if holder is fiber:
             raise RuntimeError(f"can't acquire {lock!r}: the caller holds it already")
-        if holder.done():
+        if holder.done() or holder._runtime._forked:
             raise broken(lock, holder)
         check_run(holder, fiber)
 

@@ -74,7 +74,8 @@ class WaitQueue(OrderedDict[Waiter, None]):
     def wake(self, waiter: Waiter) -> bool:
         """Take a waiter out and wake it; False if it waits no longer."""
         self.check()
-        del self[waiter]
+        if self.pop(waiter, self) is self:
+            return False
         return native.unpark(waiter.fiber)
 
     def wake_first(self) -> Waiter | None:
@@ -88,7 +89,9 @@ class WaitQueue(OrderedDict[Waiter, None]):
         """Raise RuntimeError if the caller is not in the run of those who wait."""
         first = self.first()
         if first is not None and first.fiber._runtime is not native.runtime():
-            raise another_run()
+            if not first.fiber._runtime._forked:
+                raise another_run()
+            self.clear()  # the child of a fork has none of them
 
 
 def another_run() -> RuntimeError:

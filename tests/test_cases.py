@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # 64 is about multishot operations, which are not used.
-CASES = {*range(1, 80)} - {64}
+CASES = {*range(1, 86)} - {64}
 
 RULES = {
     *(f"A{n}" for n in range(1, 8)),
@@ -20,7 +20,9 @@ RULES = {
     *(f"G{n}" for n in range(1, 5)),
     *(f"H{n}" for n in range(1, 6)),
     *(f"I{n}" for n in range(1, 7)),
+    *(f"J{n}" for n in range(1, 4)),
     "K1",
+    *(f"M{n}" for n in range(1, 5)),
     "O1",
     "O3",
     "O4",

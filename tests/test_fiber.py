@@ -934,7 +934,9 @@ def test_b10_repr_tells_the_state() -> None:
     fibers.run(main)
 
 
-def test_k1_a_fiber_runs_in_a_copy_of_its_spawners_context() -> None:
+def test_case_85_a_fiber_runs_in_a_copy_of_its_spawners_context() -> None:
+    """Rule K1."""
+
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="default")
 
     def child() -> str:

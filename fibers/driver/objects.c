@@ -1273,7 +1273,7 @@ static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
     f = (Fiber *)argv[0];
     if (!own_thread(f->runtime, "unpark a fiber"))
         return NULL;
-    if (f->state != FIBER_PARKED || f->wait != WAIT_PARK)
+    if (f->state != FIBER_PARKED || f->wait != WAIT_PARK || f->runtime->forked)
         Py_RETURN_FALSE;
     Py_XSETREF(f->gift, Py_NewRef(n == 2 ? argv[1] : Py_None));
     fb_make_ready(f, WAKE_OK);
