@@ -16,6 +16,7 @@ The layers, lowest first; imports point downwards only:
     threads     out of a run into a thread, and back in
     runtime     run(): one Runtime per thread
     net         sockets in plain blocking style
+    process     child processes, and what flows to and from them
     testing     virtual clocks, in-memory streams, order and waits, for tests (import it by name)
     pytest_plugin  test functions in fibers (found by pytest itself)
 

@@ -16,7 +16,7 @@ import pytest
 from programs import CHECKOUT
 
 import fibers
-from fibers import net, testing
+from fibers import net, process, testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,7 @@ LAYERS = {
     "fibers.threads": 3,
     "fibers.runtime": 4,
     "fibers.net": 5,
+    "fibers.process": 6,
     "fibers.testing": 6,
     "fibers": 7,  # the package itself: it only gathers the public names
 }
@@ -98,6 +99,16 @@ PARKS = {
     "fibers.PriorityQueue.get": IF_IT_MUST_WAIT,
     "fibers.PriorityQueue.join": IF_IT_MUST_WAIT,
     "fibers.to_thread": CANCEL_POINT,
+    "fibers.process.run": CANCEL_POINT,
+    "fibers.process.Popen.wait": CANCEL_POINT,
+    "fibers.process.Popen.communicate": CANCEL_POINT,
+    "fibers.process.Pipe.recv": CANCEL_POINT,
+    "fibers.process.Pipe.recv_into": CANCEL_POINT,
+    "fibers.process.Pipe.recv_exactly": CANCEL_POINT,
+    "fibers.process.Pipe.recv_until": CANCEL_POINT,
+    "fibers.process.Pipe.send": CANCEL_POINT,
+    "fibers.process.Pipe.sendall": CANCEL_POINT,
+    "fibers.process.Pipe.close": NEVER,
     "fibers.net.getaddrinfo": IF_IT_MUST_WAIT,
     "fibers.net.listen": IF_IT_MUST_WAIT,
     "fibers.net.connect": CANCEL_POINT,
@@ -123,7 +134,7 @@ PARKS = {
 }
 
 
-PUBLIC = (fibers, net, testing)
+PUBLIC = (fibers, net, process, testing)
 
 
 def name_of(path: Path) -> str:
