@@ -47,7 +47,9 @@ struct fb_driver {
     struct fb_counters count;
     ...;
 };
+struct fb_interest { struct fb_driver *driver; uint8_t ready, armed, drains; ...; };
 void fb_op_prepare(struct fb_op *, int, int);
+int fb_attempt(struct fb_driver *, struct fb_op *);
 void fb_submit(struct fb_driver *, struct fb_op *);
 void fb_cancel(struct fb_driver *, struct fb_op *);
 int fb_poll(struct fb_driver *, int64_t);
@@ -56,6 +58,9 @@ void fb_abandon(struct fb_driver *);
 void fb_wake(struct fb_driver *);
 struct fb_op *fb_reap(struct fb_driver *);
 void fb_release(struct fb_driver *, struct fb_op *);
+struct fb_interest *fb_follow(struct fb_driver *, int);
+void fb_unfollow(struct fb_interest *);
+void fb_orphan(struct fb_interest *);
 int64_t fb_now(void);
 
 struct fb_timer { int64_t when; uint32_t slot, kind; };

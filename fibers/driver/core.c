@@ -20,6 +20,12 @@ int64_t fb_now(void)
 
 /* The life of an op: IDLE -> submit -> WAITING or FLYING -> complete -> DONE -> reap -> IDLE. */
 
+int fb_attempt(struct fb_driver *d, struct fb_op *op)
+{
+    assert(op->state == FB_IDLE);
+    return d->verbs->attempt(d, op);
+}
+
 void fb_submit(struct fb_driver *d, struct fb_op *op)
 {
     assert(op->state == FB_IDLE);
@@ -68,6 +74,64 @@ struct fb_op *fb_reap(struct fb_driver *d)
     return op;
 }
 
+/* The life of an interest. */
+
+struct fb_interest *fb_follow(struct fb_driver *d, int fd)
+{
+    struct fb_interest *it = d->verbs->follow ? calloc(1, sizeof *it) : NULL;
+    if (!it)
+        return NULL;
+    it->driver = d;
+    it->fd = fd;
+    it->waiters.tail = &it->waiters.head;
+    it->next = d->interests;
+    if (d->interests)
+        d->interests->prev = it;
+    d->interests = it;
+    d->verbs->follow(d, it);
+    return it;
+}
+
+void fb_forget_interest(struct fb_interest *it)
+{
+    if (it->prev)
+        it->prev->next = it->next;
+    else
+        it->driver->interests = it->next;
+    if (it->next)
+        it->next->prev = it->prev;
+    free(it);
+}
+
+/* The driver ends: those that have an owner are his to free. */
+void fb_forget_interests(struct fb_driver *d)
+{
+    struct fb_interest *next;
+    for (struct fb_interest *it = d->interests; it; it = next) {
+        next = it->next;
+        it->driver = NULL;
+        if (it->orphan)
+            free(it);
+    }
+    d->interests = NULL;
+}
+
+void fb_unfollow(struct fb_interest *it)
+{
+    if (it->driver)
+        it->driver->verbs->unfollow(it->driver, it);
+    else
+        free(it);
+}
+
+void fb_orphan(struct fb_interest *it)
+{
+    struct fb_driver *d = it->driver;
+    __atomic_store_n(&it->orphan, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&d->orphans, 1, __ATOMIC_RELEASE);
+    fb_wake(d);
+}
+
 void fb_release(struct fb_driver *d, struct fb_op *op)
 {
     if (op->buffer >= 0)
@@ -82,12 +146,14 @@ void fb_close(struct fb_driver *d)
 /* What is left of a driver in the child of a fork. */
 
 static void forked_op(struct fb_driver *d, struct fb_op *op) { (void)d; (void)op; }
+static int forked_attempt(struct fb_driver *d, struct fb_op *op) { (void)d; (void)op; return 0; }
 static int forked_poll(struct fb_driver *d, int64_t timeout_ns) { (void)d; (void)timeout_ns; return -ECANCELED; }
 static int forked_ready(struct fb_driver *d) { (void)d; return 0; }
 static void forked_end(struct fb_driver *d) { (void)d; }
 
 static const struct fb_verbs FORKED = {
     .name = "forked",
+    .attempt = forked_attempt,
     .submit = forked_op,
     .cancel = forked_op,
     .poll = forked_poll,
@@ -104,6 +170,7 @@ void fb_abandon(struct fb_driver *d)
         return;
     d->verbs = &FORKED;
     verbs->abandon(d);
+    fb_forget_interests(d);
     fb_driver_fini(d);
     d->wake_fd = d->wake_reader = -1;
 }

@@ -1,7 +1,7 @@
 /* THE CONTRACT between the scheduler and a driver, and the parts that every driver shares.
  *
  * A driver performs operations. It has five verbs: submit, cancel, poll, wake, close. The rules, each a test in
- * tests/driver/test_contract.py that runs on every driver:
+ * tests/driver/test_contract.py (attempts and interests: test_interest.py) that runs on every driver:
  *
  *  1. submit never hands a completion to anyone and never fails: completions come out of poll only, through fb_reap().
  *     An op that cannot be started completes with its -errno like any other.
@@ -13,6 +13,9 @@
  *  5. Several ops may wait on one fd in the same direction; their order is not promised.
  *  6. poll returns on a completion, on wake, on a signal, or at its timeout, and may return early for no reason.
  *  7. A driver's failure is poll's return value (-errno); an op's failure is the op's res.
+ *
+ * A shortcut beside them, attempt: it performs an idle op at once if that needs no wait and is worth it, and says
+ * whether it did. The op was then never submitted: it comes out of no poll.
  *
  * One thread owns a driver. Only wake may be called from elsewhere: any thread, any signal handler, it takes no lock.
  *
@@ -30,7 +33,7 @@ enum fb_code {
     FB_ACCEPT,        /* data: struct sockaddr * or NULL, extra: socklen_t *; flags: SOCK_*; res: the new fd */
     FB_CONNECT,       /* data: struct sockaddr *, len: its size */
     FB_RECV,          /* len: at most; the driver chooses the memory: data is set on completion, see fb_release */
-    FB_RECV_INTO,     /* data, len; flags: MSG_* */
+    FB_RECV_INTO,     /* data, len; flags: MSG_*; extra, of both: an interest, see struct fb_interest, or NULL */
     FB_RECVMSG,       /* data: struct msghdr *; flags: MSG_* */
     FB_SEND,          /* data, len; flags: MSG_*; res: how many bytes */
     FB_SENDALL,       /* as SEND until all is sent; res < len only if an error or a cancel ended it after a part */
@@ -82,14 +85,40 @@ struct fb_counters {
 
 struct fb_driver;
 
+/* The ops in a driver's queue, in order of arrival. */
+struct fb_row {
+    struct fb_op *head, **tail;
+};
+
+/* A standing interest in what one socket has to receive: a stream that receives again and again then costs one
+ * submission in its life. Nothing is read that no receive asked for. FB_RECV and FB_RECV_INTO take one: fb_attempt()
+ * receives if there may be something, and fb_submit() waits: the op completes with -EAGAIN, having moved nothing, when
+ * there may be something, and its owner attempts again.
+ *
+ * From fb_follow() until fb_unfollow() or fb_orphan() it is its owner's, who reads `driver`: NULL once that is closed.
+ * While it lives the fd must not be closed. */
+struct fb_interest {
+    struct fb_driver *driver;
+    struct fb_interest *next, *prev; /* the driver's: all its interests */
+    struct fb_row waiters;    /* the driver's: receives in state WAITING */
+    int32_t fd;
+    uint8_t ready;            /* the driver's: an attempt may find something */
+    uint8_t armed;            /* the driver's: the kernel follows the fd, and tells of every change */
+    uint8_t drains;           /* the driver's: a short receive has emptied the socket */
+    uint8_t orphan;           /* nobody's any more: the driver ends it */
+};
+
 /* One per driver; the table is what "a driver" is. */
 struct fb_verbs {
     const char *name;
+    int (*attempt)(struct fb_driver *, struct fb_op *);
     void (*submit)(struct fb_driver *, struct fb_op *);
     void (*cancel)(struct fb_driver *, struct fb_op *);
     int (*poll)(struct fb_driver *, int64_t timeout_ns);  /* < 0: no limit; 0: do not wait */
     int (*ready)(struct fb_driver *);                     /* would a poll(0) have anything to do? no system call */
     void (*release)(struct fb_driver *, struct fb_op *);
+    void (*follow)(struct fb_driver *, struct fb_interest *); /* set it up; NULL: the driver has none */
+    void (*unfollow)(struct fb_driver *, struct fb_interest *);
     void (*close)(struct fb_driver *);
     void (*abandon)(struct fb_driver *);                  /* close what a fork inherited, touch nothing else */
 };
@@ -102,6 +131,8 @@ struct fb_driver {
     int wake_fd;              /* write end, non-blocking: one byte wakes (fit for signal.set_wakeup_fd) */
     int wake_reader;          /* read end; the driver drains it */
     volatile int woken;       /* set by poll when a wake was drained; the scheduler clears it */
+    int orphans;              /* some interest is one; set by any thread */
+    struct fb_interest *interests; /* owned together with their owners */
     struct fb_counters count;
 };
 
@@ -121,6 +152,9 @@ static inline void fb_prepare(struct fb_op *op, int code, int fd)
     op->buffer = -1;
 }
 
+/* 1: the op is done, and its res says how; it stayed its owner's. 0: submit it, and change nothing about it: a SENDALL
+ * may have sent a part. The data of an FB_RECV is good until the next attempt. */
+int fb_attempt(struct fb_driver *d, struct fb_op *op);
 /* The verbs. */
 void fb_submit(struct fb_driver *d, struct fb_op *op);
 void fb_cancel(struct fb_driver *d, struct fb_op *op);
@@ -136,7 +170,17 @@ struct fb_op *fb_reap(struct fb_driver *d);
 /* Give back the memory of a completed FB_RECV. Harmless on any other op and twice. */
 void fb_release(struct fb_driver *d, struct fb_op *op);
 
-/* For drivers: the shared life of an op. */
+/* An interest on a socket, or NULL: no memory, or the driver has none (receive without one then). */
+struct fb_interest *fb_follow(struct fb_driver *d, int fd);
+/* The end of an interest that no op waits on, and of its memory; the fd may be closed then. On the driver's thread, or
+ * once the driver is closed. */
+void fb_unfollow(struct fb_interest *it);
+/* The same from any other thread, while the driver is not being closed: it is done at the driver's next poll. */
+void fb_orphan(struct fb_interest *it);
+
+/* For drivers: the shared life of an op, and of an interest. */
+void fb_forget_interest(struct fb_interest *it);
+void fb_forget_interests(struct fb_driver *d);
 int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs);
 void fb_driver_fini(struct fb_driver *d);
 void fb_complete(struct fb_driver *d, struct fb_op *op, int32_t res);

@@ -126,6 +126,7 @@ struct runtime {
     uint64_t fibers, spawned, switches, random;
     uint32_t graces;          /* fibers whose grace timer is armed */
     uint32_t pooled, pass_left, attention, inside, external, deadlocks;
+    uint32_t unparked;        /* operations since the last park that did not have to wait */
     int poll_error;
     uint8_t virtual;          /* enum clock */
     uint8_t watched;          /* enum watcher, a set */

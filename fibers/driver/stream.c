@@ -5,7 +5,9 @@
  *  2. What the kernel moved is delivered, also to a cancelled fiber (res >= 0 happened).
  *  3. One sender at a time, first come first served: messages never interleave. A sendall that was ended after a part
  *     breaks the sending side, so that nobody appends to half a message (semantics.md F7).
- *  4. `buffered` holds bytes that a recv_until read too many; every receive drains it first.
+ *  4. From its second receive on a stream waits on its interest (core.h): nothing is read that was not asked for, and
+ *     what is received goes straight to the caller.
+ *  5. `buffered` holds bytes that a recv_until read too many; every receive drains it first.
  */
 #include "native.h"
 
@@ -25,6 +27,8 @@ typedef struct {
     int64_t timeout;          /* of each operation, ns; -1: none */
     Fiber *sender;            /* borrowed: whose turn it is; parked or running inside a send */
     struct line senders;      /* who waits for a turn */
+    struct fb_interest *interest; /* owned or NULL: what receives wait on, from the second one on */
+    uint8_t received;         /* there was a first */
     PyObject *buffered;       /* owned bytearray or NULL */
     PyObject *broken;         /* owned str or NULL: why nothing can be sent any more */
     PyObject *weakrefs;
@@ -78,12 +82,81 @@ static Py_ssize_t buffered_size(Stream *s) { return s->buffered ? PyByteArray_GE
 
 static int drain_buffered(Stream *s, Py_ssize_t n) { return PySequence_DelSlice(s->buffered, 0, n); }
 
+/* The interest may be that of a run which has ended, or of another thread's, which goes on without us. */
+static void drop_interest(Stream *s)
+{
+    struct fb_interest *it = s->interest;
+    s->interest = NULL;
+    if (!it)
+        return;
+    if (!it->driver || (fb_runtime && fb_runtime->driver == it->driver))
+        fb_unfollow(it);
+    else
+        fb_orphan(it);
+}
+
+/* A stream that receives once needs no interest: setting it up and ending it costs more than one receive. */
+static struct fb_interest *interest_for(Stream *s, struct fb_driver *d)
+{
+    if (s->interest && s->interest->driver != d)
+        drop_interest(s);
+    if (!s->interest && s->received)
+        s->interest = fb_follow(d, s->file.fd);
+    s->received = 1;
+    return s->interest;
+}
+
+static void prepare_receive(struct fb_op *op, int code, Stream *s, void *data, Py_ssize_t n, struct fb_interest *it)
+{
+    fb_prepare(op, code, s->file.fd);
+    op->data = data;
+    op->len = (uint64_t)n;
+    op->extra = it;
+}
+
+/* 0, and the op's res says how it went; or -1 with an exception. */
+static int perform_receive(Stream *s, Fiber *f, int code, void *data, Py_ssize_t n)
+{
+    Runtime *rt = f->runtime;
+    struct fb_op *op = &f->op;
+    struct fb_interest *it = interest_for(s, rt->driver);
+    int64_t limit = s->timeout, left = limit, begun = limit < 0 ? 0 : fb_clock(rt);
+    for (;;) {
+        uint8_t why;
+        prepare_receive(op, code, s, data, n, it);
+        if (fb_perform(f, &s->file, left) < 0)
+            return -1;
+        if (!it || op->res != -EAGAIN)
+            return 0;
+        /* There may be something now, unless another fiber took it or closed the stream meanwhile. What is there is
+         * taken, also by a cancelled fiber: it happened before (rule F9). */
+        why = op->why;
+        if (s->file.fd < 0) {
+            op->why = FB_BY_CLOSE;
+            return 0;
+        }
+        prepare_receive(op, code, s, data, n, it);
+        if (fb_attempt(rt->driver, op))
+            return 0;
+        if (fb_check(f) < 0)
+            return -1;
+        if (limit >= 0) {
+            left = limit - (fb_clock(rt) - begun);
+            if (left < 0)
+                left = 0;
+        }
+        if (why == FB_BY_TIMEOUT) {
+            op->why = why;
+            op->res = -ECANCELED;
+            return 0;
+        }
+    }
+}
+
 static PyObject *receive(Stream *s, Fiber *f, Py_ssize_t n)
 {
     PyObject *bytes;
-    fb_prepare(&f->op, FB_RECV, s->file.fd);
-    f->op.len = (uint64_t)n;
-    if (fb_perform(f, &s->file, s->timeout) < 0) {
+    if (perform_receive(s, f, FB_RECV, NULL, n) < 0) {
         fb_release(f->runtime->driver, &f->op);
         return NULL;
     }
@@ -148,10 +221,7 @@ static PyObject *stream_recv_into(Stream *s, PyObject *arg)
             result = PyLong_FromSsize_t(n);
         goto out;
     }
-    fb_prepare(&f->op, FB_RECV_INTO, s->file.fd);
-    f->op.data = view.buf;
-    f->op.len = (uint64_t)view.len;
-    if (fb_perform(f, &s->file, s->timeout) < 0)
+    if (perform_receive(s, f, FB_RECV_INTO, view.buf, view.len) < 0)
         goto out;
     result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
 out:
@@ -438,11 +508,13 @@ static int close_stream(Stream *s)
             if (fb_park(f, WAIT_CLOSE) < 0)
                 break;
         s->file.closer = NULL;
+        drop_interest(s);
         Py_DECREF(s);
         close(fd);
         return PyErr_Occurred() ? -1 : 0;
     }
     s->file.fd = -1;
+    drop_interest(s);
     close(fd); /* EINTR and EIO: on Linux the fd is gone all the same */
     return 0;
 }
@@ -461,6 +533,7 @@ static PyObject *stream_detach(Stream *s, PyObject *ignored)
     (void)ignored;
     if (s->file.ops)
         return PyErr_Format(PyExc_RuntimeError, "can't detach a stream while fibers wait on it");
+    drop_interest(s);
     s->file.fd = -1;
     return PyLong_FromLong(fd);
 }

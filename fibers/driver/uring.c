@@ -2,7 +2,8 @@
  *
  * Numbers that Debian's liburing 2.3 does not know are defined here by value.
  *
- * user_data is the op's address; 0 marks a cancel request, whose own CQE means nothing (it often comes first).
+ * user_data is the op's address, or an interest's with the lowest bit set; 0 marks a cancel request, whose own CQE
+ * means nothing (it often comes first).
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -28,6 +29,8 @@ void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -44,12 +47,7 @@ void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (
  * Choice: whole buffers, 128 of them. More cost cache: at 10,000 connections 256 took 6 % more CPU per request, 1,024 a
  * quarter more; running out costs a wait in the order of asking, never data.
  * Cost: none measured at 1 KiB messages; a 64 KiB message arrives in four pieces. */
-enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, BUFFERS = 128, BUFFER_SIZE = 16384, MAX_BUFFERS = 1024 };
-
-/* Ops in state WAITING in order of arrival. */
-struct row {
-    struct fb_op *head, **tail;
-};
+enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, BUFFERS = 128, BUFFER_SIZE = 16384, MAX_BUFFERS = 1024, SCRATCH = 65536 };
 
 struct uring {
     struct fb_driver base;    /* first: an fb_driver * is a struct uring * */
@@ -60,12 +58,14 @@ struct uring {
     uint32_t free;            /* buffers not in our owners' hands; a worker thread may hold some while it waits */
     uint64_t given;           /* how often a buffer was given to the kernel */
     uint64_t dry;             /* `given` at the last -ENOBUFS: until it grows no receive finds a buffer */
-    struct row waiting;       /* ops in state WAITING for room in the queue */
-    struct row starved;       /* receives in state WAITING for a buffer, or for room */
+    struct fb_row waiting;    /* ops in state WAITING for room in the queue */
+    struct fb_row starved;    /* receives in state WAITING for a buffer, or for room */
     struct fb_op wake_op;     /* a read of the wake pipe, always in flight */
     char wake_bytes[64];
     int wake_error;           /* the wake pipe is gone: the driver is broken */
     uint8_t closing;          /* what ends now ends for good */
+    uint8_t unarmed;          /* some interest is waited on, and there was no room to arm it */
+    char scratch[SCRATCH];    /* what an attempted FB_RECV received */
 };
 
 static const uint8_t KERNEL_OPCODE[FB_CODES] = {
@@ -152,11 +152,20 @@ static struct io_uring_sqe *next_sqe(struct uring *u)
     return sqe;
 }
 
-static struct row *row_of(struct uring *u, struct fb_op *op) { return op->code == FB_RECV ? &u->starved : &u->waiting; }
+static struct fb_interest *interest_of(struct fb_op *op)
+{
+    return op->code == FB_RECV || op->code == FB_RECV_INTO ? op->extra : NULL;
+}
+
+static struct fb_row *row_of(struct uring *u, struct fb_op *op)
+{
+    struct fb_interest *it = interest_of(op);
+    return it ? &it->waiters : op->code == FB_RECV ? &u->starved : &u->waiting;
+}
 
 static void queue_waiting(struct uring *u, struct fb_op *op)
 {
-    struct row *row = row_of(u, op);
+    struct fb_row *row = row_of(u, op);
     op->state = FB_WAITING;
     op->next = NULL;
     *row->tail = op;
@@ -178,6 +187,137 @@ static int launch(struct uring *u, struct fb_op *op)
     return 1;
 }
 
+/* Interests: a multishot poll, edge-triggered, that says when to call recv(2).
+ *
+ * Facts: a one-shot receive costs an SQE each time, and a buffer. A multishot receive costs neither, but reads ahead:
+ * what it took can be neither handed on with the fd nor left to the peer's flow control. A multishot poll costs about
+ * as little and reads nothing.
+ * A TCP receive that got less than it asked for has emptied the socket, unless urgent data, an error or the peer's end
+ * stands behind what it got; the poll tells of each of those. On other sockets a short receive says nothing.
+ * Choice: a multishot poll, and this shortcut for TCP. Without it each wait costs a recv(2) in vain.
+ * Cost: what arrives while nobody receives wakes the driver once for each arrival, and a close has to end the poll. */
+
+static void uring_follow(struct fb_driver *d, struct fb_interest *it)
+{
+    int protocol = 0;
+    socklen_t size = sizeof protocol;
+    (void)d;
+    it->ready = 1; /* nobody knows yet */
+    it->drains = getsockopt(it->fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 && protocol == IPPROTO_TCP;
+}
+
+static uint64_t tag_of(struct fb_interest *it) { return (uint64_t)(uintptr_t)it | 1; }
+
+static void arm(struct uring *u, struct fb_interest *it)
+{
+    struct io_uring_sqe *sqe = next_sqe(u);
+    if (!sqe) {
+        u->unarmed = 1;
+        return;
+    }
+    io_uring_prep_poll_multishot(sqe, it->fd, POLLIN | POLLPRI | POLLRDHUP);
+    io_uring_sqe_set_data64(sqe, tag_of(it));
+    it->armed = 1;
+}
+
+static void arm_all(struct uring *u)
+{
+    u->unarmed = 0;
+    for (struct fb_interest *it = u->base.interests; it && !u->unarmed; it = it->next)
+        if (it->waiters.head && !it->armed)
+            arm(u, it);
+}
+
+/* Complete all that wait: each attempts, and the late ones wait again. */
+static void tell(struct uring *u, struct fb_interest *it, int32_t res)
+{
+    struct fb_op *op = it->waiters.head, *next;
+    it->waiters.head = NULL;
+    it->waiters.tail = &it->waiters.head;
+    for (; op; op = next) {
+        next = op->next;
+        fb_complete(&u->base, op, res);
+    }
+}
+
+static void interest_event(struct uring *u, struct fb_interest *it, const struct io_uring_cqe *cqe)
+{
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        it->armed = 0; /* ended by an error, by us, or because the CQ overflowed */
+    if (it->orphan) {
+        if (!it->armed)
+            fb_forget_interest(it);
+        return;
+    }
+    it->ready = 1;
+    if (cqe->res & ~POLLIN)
+        it->drains = 0;
+    tell(u, it, cqe->res < 0 ? cqe->res : -EAGAIN);
+}
+
+static void submit_to_interest(struct uring *u, struct fb_interest *it, struct fb_op *op)
+{
+    if (it->ready) {
+        fb_complete(&u->base, op, -EAGAIN);
+        return;
+    }
+    queue_waiting(u, op);
+    if (!it->armed)
+        arm(u, it);
+}
+
+/* Attempts.
+ *
+ * Facts: an answer nearly always fits into the socket's buffer. Through the ring it costs an SQE, a CQE and a switch to
+ * another fiber and back; at once it costs a system call of its own.
+ * Choice: at once; what does not fit goes on through the ring.
+ * Cost: an answer leaves alone and not with those of its pass. */
+
+static int attempt_recv(struct uring *u, struct fb_interest *it, struct fb_op *op)
+{
+    ssize_t n;
+    if (!it->ready)
+        return 0;
+    if (op->code == FB_RECV) {
+        op->data = u->scratch;
+        if (op->len > SCRATCH)
+            op->len = SCRATCH;
+    }
+    n = recv(it->fd, op->data, clamp(op->len), (int)op->flags | MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        it->ready = errno == EINTR;
+        return 0;
+    }
+    if (n > 0 && (uint64_t)n < op->len && it->drains && !op->flags)
+        it->ready = 0;
+    op->res = n < 0 ? -errno : (int32_t)n;
+    return 1;
+}
+
+static int uring_attempt(struct fb_driver *d, struct fb_op *op)
+{
+    int flags = (int)op->flags | MSG_NOSIGNAL | MSG_DONTWAIT;
+    struct fb_interest *it = interest_of(op);
+    ssize_t sent;
+    if (it)
+        return attempt_recv((struct uring *)d, it, op);
+    if (op->code == FB_SEND || op->code == FB_SENDALL)
+        sent = send(op->fd, op->data, clamp(op->len), flags);
+    else if (op->code == FB_SENDMSG)
+        sent = sendmsg(op->fd, op->data, flags);
+    else
+        return 0;
+    if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (op->code == FB_SENDALL && sent >= 0) {
+        op->moved = (uint64_t)sent;
+        if (op->moved < op->len)
+            return 0;
+    }
+    op->res = sent < 0 ? -errno : (int32_t)sent;
+    return 1;
+}
+
 static void uring_submit(struct fb_driver *d, struct fb_op *op)
 {
     struct uring *u = (struct uring *)d;
@@ -185,6 +325,10 @@ static void uring_submit(struct fb_driver *d, struct fb_op *op)
         op->code = FB_RECV_INTO; /* to the kernel, no length with buffer selection means the buffer's */
     if (op->code >= FB_CODES || !(u->info.supported >> op->code & 1)) {
         fb_complete(d, op, -EOPNOTSUPP);
+        return;
+    }
+    if (interest_of(op)) {
+        submit_to_interest(u, interest_of(op), op);
         return;
     }
     /* Behind those that starve already: they asked first. */
@@ -196,7 +340,7 @@ static int32_t sent(const struct fb_op *op) { return op->moved > INT32_MAX ? INT
 
 static void unqueue_waiting(struct uring *u, struct fb_op *op)
 {
-    struct row *row = row_of(u, op);
+    struct fb_row *row = row_of(u, op);
     struct fb_op **link = &row->head;
     while (*link != op)
         link = &(*link)->next;
@@ -205,12 +349,12 @@ static void unqueue_waiting(struct uring *u, struct fb_op *op)
         row->tail = link;
 }
 
-static int ask_cancel(struct uring *u, struct fb_op *op)
+static int ask_cancel(struct uring *u, uint64_t user_data)
 {
     struct io_uring_sqe *sqe = next_sqe(u);
     if (!sqe)
         return 0;
-    io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)op, 0);
+    io_uring_prep_cancel64(sqe, user_data, 0);
     sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
     io_uring_sqe_set_data64(sqe, 0);
     return 1;
@@ -224,11 +368,50 @@ static void uring_cancel(struct fb_driver *d, struct fb_op *op)
         fb_complete(d, op, op->code == FB_SENDALL && op->moved ? sent(op) : -ECANCELED);
         return;
     }
-    while (!ask_cancel(u, op)) {
+    while (!ask_cancel(u, (uint64_t)(uintptr_t)op)) {
         /* The CQ overflowed, and the kernel refuses submissions until it is flushed. Reap and ask again: a request that
          * was dropped here would leave its fiber parked for ever. */
         if (d->verbs->poll(d, 0) < 0 || op->state == FB_DONE)
             return;
+    }
+}
+
+/* Until the kernel let go: the poll holds the file, and a close(2) would send no FIN meanwhile. One enter as a rule. */
+static void uring_unfollow(struct fb_driver *d, struct fb_interest *it)
+{
+    struct uring *u = (struct uring *)d;
+    int asked = 0;
+    for (int i = 0; it->armed && i < 10000; i++) {
+        asked = asked || ask_cancel(u, tag_of(it));
+        if (d->verbs->poll(d, 0) < 0 && !io_uring_cq_ready(&u->ring))
+            break;
+    }
+    if (it->armed)
+        it->orphan = 1; /* a broken ring: its close frees it */
+    else
+        fb_forget_interest(it);
+}
+
+static int some_armed(struct fb_driver *d)
+{
+    struct fb_interest *it = d->interests;
+    while (it && !it->armed)
+        it = it->next;
+    return it != NULL;
+}
+
+static void end_orphans(struct uring *u)
+{
+    struct fb_interest *next;
+    __atomic_exchange_n(&u->base.orphans, 0, __ATOMIC_ACQ_REL);
+    for (struct fb_interest *it = u->base.interests; it; it = next) {
+        next = it->next;
+        if (!it->orphan)
+            continue;
+        if (!it->armed)
+            fb_forget_interest(it);
+        else if (!ask_cancel(u, tag_of(it)))
+            u->base.orphans = 1;
     }
 }
 
@@ -322,6 +505,8 @@ static unsigned reap(struct uring *u)
             u->base.woken = 1;
             u->base.count.wakes++;
             u->wake_op.state = FB_IDLE;
+        } else if ((uintptr_t)op & 1) {
+            interest_event(u, (struct fb_interest *)((uintptr_t)op - 1), cqe);
         } else if (op) {
             finish(u, op, cqe);
         }
@@ -330,7 +515,7 @@ static unsigned reap(struct uring *u)
     return n;
 }
 
-static void relaunch_row(struct uring *u, struct row *row, uint32_t limit)
+static void relaunch_row(struct uring *u, struct fb_row *row, uint32_t limit)
 {
     while (row->head && limit--) {
         struct fb_op *op = row->head, *next = op->next;
@@ -346,12 +531,19 @@ static void relaunch(struct uring *u)
 {
     if (u->wake_op.state == FB_IDLE && !u->wake_error)
         arm_wake(u);
+    if (u->unarmed)
+        arm_all(u);
+    if (u->base.orphans)
+        end_orphans(u);
     relaunch_row(u, &u->waiting, UINT32_MAX);
     /* No more than there are buffers: the rest would fail, and cost a round through the kernel each. */
     relaunch_row(u, &u->starved, u->free ? u->free : 1);
 }
 
-static int can_relaunch(struct uring *u) { return u->waiting.head || (u->starved.head && u->dry != u->given); }
+static int can_relaunch(struct uring *u)
+{
+    return u->waiting.head || (u->starved.head && u->dry != u->given) || u->unarmed || u->base.orphans;
+}
 
 static unsigned kernel_wants(struct uring *u)
 {
@@ -509,6 +701,8 @@ static void uring_close(struct fb_driver *d)
     u->closing = 1;
     while (u->waiting.head || u->starved.head)
         uring_cancel(d, u->waiting.head ? u->waiting.head : u->starved.head);
+    for (struct fb_interest *it = d->interests; it; it = it->next)
+        tell(u, it, -ECANCELED);
     /* What stands in the queue behind an op that the kernel refused must be started before it can be cancelled: it would
      * be started by a later enter otherwise. */
     for (int i = 0; io_uring_sq_ready(&u->ring) && i < 10000; i++)
@@ -522,7 +716,7 @@ static void uring_close(struct fb_driver *d)
         while ((op = fb_reap(d)))
             if ((op->code == FB_ACCEPT || op->code == FB_OPENAT) && op->res >= 0)
                 close(op->res); /* nobody can take it (semantics.md F5) */
-        if (!d->flying)
+        if (!d->flying && !some_armed(d))
             break;
         d->count.enters++;
         if (wait_in_kernel(u, 10000000) < 0)
@@ -530,6 +724,7 @@ static void uring_close(struct fb_driver *d)
         reap(u);
     }
     io_uring_queue_exit(&u->ring);
+    fb_forget_interests(d);
     if (!d->flying) /* else leaked on purpose: an uncancellable op may still write */
         free_buffers(u);
     fb_driver_fini(d);
@@ -540,11 +735,14 @@ static void uring_abandon(struct fb_driver *d) { close(((struct uring *)d)->ring
 
 static const struct fb_verbs URING = {
     .name = "uring",
+    .attempt = uring_attempt,
     .submit = uring_submit,
     .cancel = uring_cancel,
     .poll = uring_poll,
     .ready = uring_ready,
     .release = uring_release,
+    .follow = uring_follow,
+    .unfollow = uring_unfollow,
     .close = uring_close,
     .abandon = uring_abandon,
 };

@@ -59,6 +59,7 @@ struct stream {
     int in, out;
     uint64_t sent, received;
     struct job *sender, *receiver;
+    struct fb_interest *interest;   /* owned or NULL */
 };
 
 struct job {
@@ -193,7 +194,7 @@ static void done(struct job *j)
         cancelled++;
         CHECK(j->asked, "rule 4: nobody cancelled it");
     } else {
-        CHECK(res >= 0, "code %d failed: %s", op->code, strerror(-res));
+        CHECK(res >= 0 || (op->extra && res == -EAGAIN), "code %d failed: %s", op->code, strerror(-res));
     }
     switch (j->role) {
     case SENDER:
@@ -251,6 +252,14 @@ static void send_by_op(struct stream *s)
     if (code == FB_SENDMSG)
         as_message(j);
     j->stream = s;
+    if (below(2) && fb_attempt(driver, &j->op)) {
+        CHECK(j->op.res > 0 && j->op.res <= (int)j->size && (code != FB_SENDALL || j->op.res == (int)j->size),
+              "code %d, attempted: %d of %zu", code, j->op.res, j->size);
+        s->sent += (uint64_t)j->op.res;
+        totals[SENDER]++;
+        bury(j);
+        return;
+    }
     s->sender = j;
     start(j);
 }
@@ -279,6 +288,41 @@ static void receive_by_op(struct stream *s)
     j->stream = s;
     s->receiver = j;
     start(j);
+}
+
+static void receive_by_interest(struct stream *s)
+{
+    int code = below(2) ? FB_RECV : FB_RECV_INTO;
+    struct job *j = job_new(RECEIVER, code, s->in, code == FB_RECV ? 0 : some_size());
+    if (code == FB_RECV)
+        j->op.len = some_size();
+    if (!s->interest)
+        s->interest = fb_follow(driver, s->in);
+    CHECK(s->interest, "memory");
+    j->op.extra = s->interest;
+    j->stream = s;
+    if (below(4) && fb_attempt(driver, &j->op)) {
+        CHECK(j->op.res > 0 && (uint64_t)j->op.res <= j->op.len, "an attempted receive: %d", j->op.res);
+        arrived(s, j->op.data, (size_t)j->op.res);
+        for (size_t i = (size_t)j->op.res; i < j->size; i++)
+            CHECK(j->memory[i] == FRESH, "an attempted receive wrote beyond its result");
+        totals[RECEIVER]++;
+        bury(j);
+        return;
+    }
+    s->receiver = j;
+    start(j);
+}
+
+static void end_interest(struct stream *s)
+{
+    if (!s->interest || (s->receiver && s->receiver->op.extra))
+        return;
+    if (below(2))
+        fb_unfollow(s->interest);
+    else
+        fb_orphan(s->interest);
+    s->interest = NULL;
 }
 
 static int receive_by_call(struct stream *s)
@@ -360,12 +404,16 @@ static void step(void)
             send_by_call(s);
         break;
     case 4: case 5: case 6: case 7:
-        if (!s->receiver)
+        if (!s->receiver && below(2))
             receive_by_op(s);
+        else if (!s->receiver)
+            receive_by_interest(s);
         break;
     case 8:
         if (!s->receiver)
             receive_by_call(s);
+        if (!below(8))
+            end_interest(s);
         break;
     case 9:
         if (readers() < READERS)
@@ -432,8 +480,10 @@ static void close_in_flight(void)
     int64_t begin;
     step_name = "closing with ops in flight";
     for (int i = 0; i < STREAMS; i++) {
-        if (!streams[i].receiver)
+        if (!streams[i].receiver && below(2))
             receive_by_op(&streams[i]);
+        else if (!streams[i].receiver)
+            receive_by_interest(&streams[i]);
         if (!streams[i].sender)
             send_by_op(&streams[i]);
     }
@@ -444,6 +494,9 @@ static void close_in_flight(void)
     begin = fb_now();
     fb_close(driver);
     CHECK(fb_now() - begin < 500000000, "close took %lld ms", (long long)((fb_now() - begin) / 1000000));
+    for (int i = 0; i < STREAMS; i++)
+        if (streams[i].interest)
+            fb_unfollow(streams[i].interest);
     while (live) {
         struct job *j = live;
         unlink_job(j);
