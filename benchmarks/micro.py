@@ -69,6 +69,20 @@ BENCHMARKS = {
         ALL,
         [Budget(0.5, "gevent")],
     ),
+    "handoff": Benchmark(
+        "an item to another fiber, through a buffer of one",
+        "us",
+        200_000,
+        LOOPS,
+        [Budget(0.5, "gevent")],
+    ),
+    "rendezvous": Benchmark(
+        "an item to another fiber, without a buffer (gevent: of one)",
+        "us",
+        200_000,
+        ("fibers", "gevent", "trio"),
+        [Budget(0.5, "gevent")],
+    ),
     "memory": Benchmark(
         "resident memory of a parked fiber",
         "bytes",
@@ -96,6 +110,7 @@ SUBCOMMANDS = {
     "spawn": ["spawn"],
     "switch": ["switch"],
     "roundtrip": ["roundtrip"],
+    "primitives": ["handoff", "rendezvous"],
     "memory": ["memory"],
     "timers": ["timeout", "sleep"],
 }

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from fibers.driver import native
 from fibers.errors import ChannelClosed, Lagged, WouldBlock
-from fibers.waiting import Waiter, WaitQueue
+from fibers.waiting import Waiter, WaitQueue, no_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,8 @@ class Channel(Generic[T]):
         ChannelClosed if the channel is closed, also meanwhile; TimeoutError after `timeout` seconds; then the item was
         not taken. Parks only if it must wait; then a cancel point.
         """
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
         if not self._offer(item) and self._putters.wait("put", self, timeout, item) is None:
             raise timed_out("put into", self)
 
@@ -70,7 +71,8 @@ class Channel(Generic[T]):
         ChannelClosed if the channel is closed and empty; TimeoutError after `timeout` seconds. Parks only if it must
         wait; then a cancel point.
         """
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
         item = self._take()
         if item is NOTHING:
             getter = self._getters.wait("get", self, timeout)
@@ -95,7 +97,8 @@ class Channel(Generic[T]):
 
     def close(self) -> None:
         """Take no more items; buffered ones can still be got. Whoever waits to put or get has ChannelClosed raised."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         self._closed = True
         end(self._getters, "get from", self)
         end(self._putters, "put into", self)
@@ -127,7 +130,8 @@ class Channel(Generic[T]):
 
     def _offer(self, item: T) -> bool:
         """Give the item to who waits longest, or to the buffer; False if it can't be had."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         if self._closed:
             raise is_closed("put into", self)
         getter = self._getters.wake_first()
@@ -141,7 +145,8 @@ class Channel(Generic[T]):
 
     def _take(self) -> T:
         """Take the oldest item, and that of the first who waits to put into the buffer; NOTHING if there is none."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         putter = self._putters.wake_first()
         if putter is not None:
             self._items.append(putter.value)
@@ -253,7 +258,8 @@ class Broadcast:
 
     def put(self, item: Any) -> None:
         """Give the item to every receiver; ChannelClosed if the broadcast is closed."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         if self._closed:
             raise is_closed("put into", self)
         for receiver in self._receivers:
@@ -261,7 +267,8 @@ class Broadcast:
 
     def close(self) -> None:
         """Take no more items; receivers get what they have not got yet, then end."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         self._closed = True
         for receiver in self._receivers:
             receiver.close()
@@ -368,7 +375,8 @@ class Watch:
 
     def set(self, value: Any) -> None:
         """Change the value, also to an equal one, and wake who waits for that; ChannelClosed if the watch is closed."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         if self._closed:
             raise is_closed("set", self)
         self._value = value
@@ -384,7 +392,8 @@ class Watch:
         wait; then a cancel point.
         """
         check_timeout(timeout)
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         if version is None:
             version = self._version
         if self._version <= version:
@@ -396,7 +405,8 @@ class Watch:
 
     def close(self) -> None:
         """Let the value be the last: iteration ends after it, whoever waits for another has ChannelClosed raised."""
-        check_inside(self)
+        if native.runtime() is None:
+            raise no_run()
         self._closed = True
         end(self._waiters, "wait for", self)
 
@@ -415,13 +425,6 @@ class Watch:
     def __repr__(self) -> str:
         """Tell the value, its version and who waits: `<Watch 'on' version=3 open, 1 waiter>`."""
         return f"<Watch {self._value!r} version={self._version} {state(self)}{counted(len(self._waiters), 'waiter')}>"
-
-
-def check_inside(what: Channel[Any] | Broadcast | Watch) -> None:
-    """Refuse to go on outside a run."""
-    if native.runtime() is None:
-        msg = f"can't use {what!r} here: this thread is not inside fibers.run(); use from_thread"
-        raise RuntimeError(msg)
 
 
 def check_timeout(timeout: float | None) -> None:

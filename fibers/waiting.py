@@ -80,16 +80,16 @@ class WaitQueue(OrderedDict[Waiter, None]):
 
     def wake_first(self) -> Waiter | None:
         """Wake the first that still waits and return it; None if nobody does. Never switches."""
-        while (waiter := self.first()) is not None:
+        while self:
+            waiter = next(iter(self))
             if self.wake(waiter):
                 return waiter
         return None
 
     def check(self) -> None:
         """Raise RuntimeError if the caller is not in the run of those who wait."""
-        first = self.first()
-        if first is not None and first.fiber._runtime is not native.runtime():
-            if not first.fiber._runtime._forked:
+        if self and (core := next(iter(self)).fiber._runtime) is not native.runtime():
+            if not core._forked:
                 raise another_run()
             self.clear()  # the child of a fork has none of them
 

@@ -97,6 +97,22 @@ async def roundtrip_streams(count: int) -> float:
     return elapsed
 
 
+async def handoff(count: int) -> float:
+    """Put items into a queue with room for one, which another task gets."""
+    items: asyncio.Queue[int] = asyncio.Queue(1)
+
+    async def put() -> None:
+        for number in range(count):
+            await items.put(number)
+
+    watch = sample.Stopwatch()
+    putting = asyncio.create_task(put())
+    for _ in range(count):
+        await items.get()
+    await putting
+    return watch.microseconds(count)
+
+
 async def memory(count: int) -> float:
     """Resident bytes of a task parked in sleep."""
     parked = 0
@@ -146,6 +162,7 @@ def main(run: Callable[[Benchmark], float], roundtrip: Callable[[int], Benchmark
             "spawn": lambda count: run(spawn(count)),
             "switch": lambda count: run(switch(count)),
             "roundtrip": lambda count: run(roundtrip(count)),
+            "handoff": lambda count: run(handoff(count)),
             "memory": lambda count: run(memory(count)),
             "timeout": lambda count: run(timeout(count)),
             "sleep": lambda count: run(sleep(count)),

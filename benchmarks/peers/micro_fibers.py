@@ -68,6 +68,26 @@ def roundtrip(count: int) -> float:
     return fibers.run(main)
 
 
+def handoff(count: int, capacity: int) -> float:
+    """Put items into a channel with room for so many, which another fiber gets."""
+
+    def main() -> float:
+        channel: fibers.Channel[int] = fibers.Channel(capacity)
+
+        def put() -> None:
+            for number in range(count):
+                channel.put(number)
+
+        watch = sample.Stopwatch()
+        putting = fibers.spawn(put)
+        for _ in range(count):
+            channel.get()
+        putting.join()
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
 def memory(count: int) -> float:
     """Resident bytes of a fiber parked in sleep."""
     parked = 0
@@ -127,6 +147,8 @@ if __name__ == "__main__":
             "spawn": spawn,
             "switch": switch,
             "roundtrip": roundtrip,
+            "handoff": lambda count: handoff(count, 1),
+            "rendezvous": lambda count: handoff(count, 0),
             "memory": memory,
             "timeout": timeout,
             "sleep": sleep,

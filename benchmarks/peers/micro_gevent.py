@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import gevent
-from gevent import socket
+from gevent import queue, socket
 
 from benchmarks import sample
 
@@ -57,6 +57,22 @@ def roundtrip(count: int) -> float:
     return elapsed
 
 
+def handoff(count: int) -> float:
+    """Put items into a queue with room for one, which another greenlet gets."""
+    items = queue.Queue(1)
+
+    def put() -> None:
+        for number in range(count):
+            items.put(number)
+
+    watch = sample.Stopwatch()
+    putting = gevent.spawn(put)
+    for _ in range(count):
+        items.get()
+    putting.get()
+    return watch.microseconds(count)
+
+
 def memory(count: int) -> float:
     """Resident bytes of a greenlet parked in sleep."""
     parked = 0
@@ -102,6 +118,8 @@ if __name__ == "__main__":
             "spawn": spawn,
             "switch": switch,
             "roundtrip": roundtrip,
+            "handoff": handoff,
+            "rendezvous": handoff,
             "memory": memory,
             "timeout": timeout,
             "sleep": sleep,

@@ -57,6 +57,22 @@ async def roundtrip(count: int) -> float:
     return elapsed
 
 
+async def handoff(count: int, capacity: int) -> float:
+    """Put items into a channel with room for so many, which another task gets."""
+    sending, receiving = trio.open_memory_channel[int](capacity)
+
+    async def put() -> None:
+        for number in range(count):
+            await sending.send(number)
+
+    watch = sample.Stopwatch()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put)
+        for _ in range(count):
+            await receiving.receive()
+    return watch.microseconds(count)
+
+
 async def memory(count: int) -> float:
     """Resident bytes of a task parked in sleep."""
     parked = 0
@@ -106,6 +122,8 @@ if __name__ == "__main__":
             "spawn": lambda count: trio.run(spawn, count),
             "switch": lambda count: trio.run(switch, count),
             "roundtrip": lambda count: trio.run(roundtrip, count),
+            "handoff": lambda count: trio.run(handoff, count, 1),
+            "rendezvous": lambda count: trio.run(handoff, count, 0),
             "memory": lambda count: trio.run(memory, count),
             "timeout": lambda count: trio.run(timeout, count),
             "sleep": lambda count: trio.run(sleep, count),
