@@ -1296,6 +1296,14 @@ def test_i6_a_channel_used_outside_a_run_or_in_a_plain_thread_is_a_runtime_error
     bounded(main)
 
 
+def test_i6_what_a_run_left_in_a_channel_is_not_for_a_plain_thread() -> None:
+    channel = fibers.Channel(1)
+    run(lambda: channel.put("item"))
+    for call in (channel.get, channel.get_nowait, channel.close):
+        assert type(raised(call)) is RuntimeError
+    assert run(channel.get) == "item"
+
+
 def test_i6_a_module_level_channel_serves_run_after_run_and_keeps_its_items() -> None:
     channel, watch, broadcast = fibers.Channel(1), fibers.Watch(0), fibers.Broadcast(1)
     for number in range(3):
