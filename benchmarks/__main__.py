@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "primitives": "hand an item to another fiber, through a buffer of one and without",
     "memory": "resident memory of a parked fiber",
     "timers": "enter and leave a timeout; sleep among many sleepers",
+    "threads": "a call on a worker thread and back",
 }
 ECHO_ROUNDS, MICRO_ROUNDS = 8, 5
 PROLOGUE = """\

@@ -104,6 +104,14 @@ BENCHMARKS = {
         10_000,
         LOOPS,
     ),
+    "thread": Benchmark(
+        "call a function on a worker thread",
+        "us",
+        20_000,
+        LOOPS,
+        [Budget(1.0, "gevent")],
+        {"asyncio": 5_000, "uvloop": 5_000, "trio": 5_000},
+    ),
 }
 # The tables of each subcommand.
 SUBCOMMANDS = {
@@ -113,6 +121,7 @@ SUBCOMMANDS = {
     "primitives": ["handoff", "rendezvous"],
     "memory": ["memory"],
     "timers": ["timeout", "sleep"],
+    "threads": ["thread"],
 }
 
 

@@ -226,6 +226,31 @@ def test_run_works_anew_in_a_forked_child() -> None:
     assert fibers.run(lambda: fibers.sleep(0.01) or 4) == 4
 
 
+def test_a_second_ctrl_c_does_not_wait_for_a_thread() -> None:
+    """M1: the first one stays undelivered while main is in a call that can't be cancelled."""
+    program = """
+import threading
+import fibers
+
+def started():
+    print("ready", flush=True)
+    threading.Event().wait()
+
+try:
+    fibers.run(fibers.to_thread, started)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    with programs.running("-c", program) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        for _ in range(2):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.2)  # else the kernel may make one of two
+        assert child.communicate(timeout=programs.PATIENCE) == ("interrupted\n", "")
+        assert child.returncode == 0
+
+
 def forked(work: Callable[[], object]) -> tuple[int, str]:
     """Fork; in the child call work(), which may end it: its exit code and what it printed."""
     read, write = os.pipe()

@@ -155,6 +155,15 @@ async def sleep(count: int) -> float:
     return watch.microseconds(count * sample.NAPS)
 
 
+async def thread(count: int) -> float:
+    """Call a function on a worker thread."""
+    await asyncio.to_thread(int)
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        await asyncio.to_thread(int)
+    return watch.microseconds(count)
+
+
 def main(run: Callable[[Benchmark], float], roundtrip: Callable[[int], Benchmark] = roundtrip) -> None:
     """Run one of the benchmarks on the loop that `run` makes."""
     sample.main(
@@ -166,6 +175,7 @@ def main(run: Callable[[Benchmark], float], roundtrip: Callable[[int], Benchmark
             "memory": lambda count: run(memory(count)),
             "timeout": lambda count: run(timeout(count)),
             "sleep": lambda count: run(sleep(count)),
+            "thread": lambda count: run(thread(count)),
         }
     )
 

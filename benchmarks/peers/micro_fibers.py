@@ -141,6 +141,19 @@ def sleep(count: int) -> float:
     return fibers.run(main)
 
 
+def thread(count: int) -> float:
+    """Call a function on a worker thread."""
+
+    def main() -> float:
+        fibers.to_thread(nothing)
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            fibers.to_thread(nothing)
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
 if __name__ == "__main__":
     sample.main(
         {
@@ -152,5 +165,6 @@ if __name__ == "__main__":
             "memory": memory,
             "timeout": timeout,
             "sleep": sleep,
+            "thread": thread,
         }
     )

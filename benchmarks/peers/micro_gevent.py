@@ -112,6 +112,16 @@ def sleep(count: int) -> float:
     return watch.microseconds(count * sample.NAPS)
 
 
+def thread(count: int) -> float:
+    """Call a function on a worker thread."""
+    pool = gevent.get_hub().threadpool
+    pool.apply(nothing)
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        pool.apply(nothing)
+    return watch.microseconds(count)
+
+
 if __name__ == "__main__":
     sample.main(
         {
@@ -123,5 +133,6 @@ if __name__ == "__main__":
             "memory": memory,
             "timeout": timeout,
             "sleep": sleep,
+            "thread": thread,
         }
     )

@@ -116,6 +116,15 @@ async def sleep(count: int) -> float:
     return watch.microseconds(count * sample.NAPS)
 
 
+async def thread(count: int) -> float:
+    """Call a function on a worker thread."""
+    await trio.to_thread.run_sync(int)
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        await trio.to_thread.run_sync(int)
+    return watch.microseconds(count)
+
+
 if __name__ == "__main__":
     sample.main(
         {
@@ -127,5 +136,6 @@ if __name__ == "__main__":
             "memory": lambda count: trio.run(memory, count),
             "timeout": lambda count: trio.run(timeout, count),
             "sleep": lambda count: trio.run(sleep, count),
+            "thread": lambda count: trio.run(thread, count),
         }
     )

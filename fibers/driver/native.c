@@ -948,9 +948,12 @@ static void call_hooked(Runtime *rt)
     }
 }
 
-/* For main: raised at its current or next cancel point (rule M1). Takes the reference. */
+/* For main: raised at its current or next cancel point (rule M1). Takes the reference. A second one ends also a wait that
+ * said it can't be cancelled: whoever presses ^C twice does not want to wait for a thread. */
 void fb_interrupt_main(Runtime *rt, PyObject *e)
 {
+    if (rt->pending && rt->main && rt->main->state == FIBER_PARKED && rt->main->wait == WAIT_PARK)
+        fb_make_ready(rt->main, WAKE_RAISE);
     if (rt->pending || !rt->main || rt->main->state == FIBER_DONE) {
         Py_DECREF(e);
         return;
