@@ -45,6 +45,8 @@ class Core(native.Runtime):
     """The native scheduler with the policy that it asks for."""
 
     strict: bool
+    name: str  # of its driver
+    fallback: str | None
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         """Start with no calls and no handle."""
@@ -53,7 +55,6 @@ class Core(native.Runtime):
         self.over = False
         self.strict = False
         self.clock: Clock | None = None
-        self.name = "uring"
         self.signals: list[Signals] = []
         self.lines: dict[Pool, Line] = {}
         self.entries: set[Entry] = set()
@@ -97,6 +98,11 @@ class Runtime:
     def driver(self) -> str:
         """The name of the run's driver."""
         return self._core.name
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the run is not on the driver that is tried first, in a sentence; None if it is, or was told its driver."""
+        return self._core.fallback
 
     def stats(self) -> dict[str, int]:
         """Count what the run has done since it began. Any thread.
@@ -163,11 +169,11 @@ def run(
 ) -> T:
     """Run main(*args) as the root fiber in this thread; return its value or raise its failure when all has ended.
 
-    `driver`: "uring"; default: $FIBERS_DRIVER, else the best that can be had. `clock`: None for real time, "auto" for a
-    virtual clock that jumps when nothing is runnable, a testing.Clock for one moved by hand (tests). `cleanup_grace`:
-    for so many seconds code that handles a Cancelled (finally, except, __exit__) may still block; 0: every cancel point
-    raises at once (D10). `shuffle_seed`: a random but repeatable ready order, for tests; default $FIBERS_SEED.
-    `strict`: group single child failures too.
+    `driver`: "uring", "epoll" or "kqueue"; default: $FIBERS_DRIVER, else the first of these that can be had. `clock`:
+    None for real time, "auto" for a virtual clock that jumps when nothing is runnable, a testing.Clock for one moved by
+    hand (tests). `cleanup_grace`: for so many seconds code that handles a Cancelled (finally, except, __exit__) may
+    still block; 0: every cancel point raises at once (D10). `shuffle_seed`: a random but repeatable ready order, for
+    tests; default $FIBERS_SEED. `strict`: group single child failures too.
     `debug`: report fibers that do not yield for 100 ms to the logger `fibers.debug`; default $FIBERS_DEBUG.
 
     FiberCancelled if main ends cancelled, DeadlockError in main if nothing can wake the run, InternalError if the
@@ -191,7 +197,9 @@ def run(
     if debug is None:
         debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")
     dump_signal = debugging.dump_signal()
-    core = Core(drivers.make(driver), AUTO if clock == "auto" else REAL, shuffle_seed, cleanup_grace)
+    made = drivers.make(driver)
+    core = Core(made.address, AUTO if clock == "auto" else REAL, shuffle_seed, cleanup_grace)
+    core.name, core.fallback = made.name, made.fallback
     core.strict = strict
     RUNS[core] = threading.get_ident()
     if clock is not None and not isinstance(clock, str):

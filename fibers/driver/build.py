@@ -1,7 +1,7 @@
 """Build the compiled module `fibers.driver.binding`: the cffi face, declared by hand, and the native face inside it.
 
-Run by setuptools through setup.py. Environment: FIBERS_NO_LIBURING=1 builds without the io_uring driver;
-FIBERS_CFLAGS and FIBERS_LDFLAGS are appended (the sanitizer build uses them); CPATH names a foreign greenlet.h.
+Run by setuptools through setup.py: the drivers that the platform has. Environment: FIBERS_NO_LIBURING=1 builds without
+the io_uring driver; FIBERS_STAND_IN=1 builds the kqueue driver on Linux, on the tests' stand-in for kqueue; FIBERS_CFLAGS and FIBERS_LDFLAGS are appended (the sanitizer build uses them); CPATH names a foreign greenlet.h.
 """
 
 from __future__ import annotations
@@ -18,13 +18,29 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["core.c", "uring.c", "native.c", "tree.c", "objects.c", "stream.c", "watch.c", "module.c"]
-HEADERS = ["core.h", "native.h"]
+SOURCES = [
+    "core.c",
+    "uring.c",
+    "readiness.c",
+    "workers.c",
+    "epoll.c",
+    "kqueue.c",
+    "native.c",
+    "tree.c",
+    "objects.c",
+    "stream.c",
+    "watch.c",
+    "module.c",
+]
+HEADERS = ["core.h", "readiness.h", "workers.h", "native.h"]
+STAND_IN = HERE.parent.parent / "tests" / "driver" / "kqueue"  # sys/event.h, and kqueue over epoll
 
 CDEF = """
 enum fb_code { FB_NOP, FB_ACCEPT, FB_CONNECT, FB_RECV, FB_RECV_INTO, FB_RECVMSG, FB_SEND, FB_SENDALL, FB_SENDMSG,
                FB_POLL, FB_SHUTDOWN, FB_CLOSE, FB_READ, FB_WRITE, FB_FSYNC, FB_OPENAT, FB_CODES };
 enum fb_state { FB_IDLE, FB_WAITING, FB_FLYING, FB_DONE };
+
+struct fb_file { uint64_t driver, id; };
 
 struct fb_op {
     uint8_t code, state, why, cancelling;
@@ -34,6 +50,7 @@ struct fb_op {
     uint64_t len;
     int64_t off;
     int32_t buffer;
+    struct fb_file *file;
     void *owner;
     ...;
 };
@@ -61,6 +78,7 @@ void fb_release(struct fb_driver *, struct fb_op *);
 struct fb_interest *fb_follow(struct fb_driver *, int);
 void fb_unfollow(struct fb_interest *);
 void fb_orphan(struct fb_interest *);
+void fb_drop_file(struct fb_driver *, struct fb_file *);
 int64_t fb_now(void);
 
 struct fb_timer { int64_t when; uint32_t slot, kind; };
@@ -86,6 +104,12 @@ struct fb_uring_info {
 struct fb_driver *fb_uring_new(const struct fb_uring_config *, int *, const char **);
 void fb_uring_info(struct fb_driver *, struct fb_uring_info *);
 int fb_uring_built(void);
+
+struct fb_readiness_config { uint32_t buffers, buffer_size, threads; };
+struct fb_readiness_info { uint32_t buffers, buffer_size, threads; uint64_t supported; };
+struct fb_driver *fb_readiness_new(const char *, const struct fb_readiness_config *, int *, const char **);
+void fb_readiness_info(struct fb_driver *, struct fb_readiness_info *);
+int fb_readiness_built(const char *);
 
 int fb_install(void);
 
@@ -149,12 +173,26 @@ def make() -> cffi.FFI:
     macros = [("_CFFI_NO_LIMITED_API", None), ("_GNU_SOURCE", "1")]
     if not uring:
         macros.append(("FIBERS_NO_LIBURING", "1"))
+    sources, folders = list(SOURCES), [str(HERE), str(greenlet_include())]
+    linux, stand_in = sys.platform.startswith("linux"), os.environ.get("FIBERS_STAND_IN") == "1"
+    if linux:
+        macros.append(("FIBERS_EPOLL", "1"))
+    else:
+        sources.remove("epoll.c")
+    if not linux or stand_in:
+        macros.append(("FIBERS_KQUEUE", "1"))
+    else:
+        sources.remove("kqueue.c")
+    paths = [HERE / name for name in sources]
+    if linux and stand_in:
+        folders.append(str(STAND_IN))
+        paths.append(STAND_IN / "kqueue_over_epoll.c")
     builder.set_source(
         "fibers.driver.binding",
         PREAMBLE,
-        sources=[os.path.relpath(HERE / name) for name in SOURCES],
+        sources=[os.path.relpath(path) for path in paths],
         depends=[os.path.relpath(HERE / name) for name in HEADERS],
-        include_dirs=[str(HERE), str(greenlet_include())],
+        include_dirs=folders,
         libraries=["uring"] if uring else [],
         define_macros=macros,
         extra_compile_args=[
@@ -162,10 +200,11 @@ def make() -> cffi.FFI:
             "-O2",
             "-UNDEBUG",  # the asserts are for our own mistakes, and cost nothing that a benchmark sees
             "-fvisibility=hidden",
+            "-pthread",
             "-fno-strict-aliasing",
             *shlex.split(os.environ.get("FIBERS_CFLAGS", "")),
         ],
-        extra_link_args=shlex.split(os.environ.get("FIBERS_LDFLAGS", "")),
+        extra_link_args=["-pthread", *shlex.split(os.environ.get("FIBERS_LDFLAGS", ""))],
         py_limited_api=False,
     )
     return builder

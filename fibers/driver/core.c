@@ -138,6 +138,13 @@ void fb_release(struct fb_driver *d, struct fb_op *op)
         d->verbs->release(d, op);
 }
 
+void fb_drop_file(struct fb_driver *d, struct fb_file *file)
+{
+    if (file->driver == d->serial && d->verbs->drop_file)
+        d->verbs->drop_file(d, file);
+    file->driver = 0;
+}
+
 void fb_close(struct fb_driver *d)
 {
     d->verbs->close(d);
@@ -179,10 +186,24 @@ void fb_abandon(struct fb_driver *d)
  * one mechanism then serves threads and signals. Only the write end is non-blocking: io_uring answers a read on a
  * non-blocking empty pipe with -EAGAIN instead of waiting. A full pipe is a wake already on its way. */
 
+static int open_pipe(int ends[2])
+{
+#ifdef __APPLE__
+    if (pipe(ends) < 0)
+        return -1;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+#else
+    return pipe2(ends, O_CLOEXEC);
+#endif
+}
+
 int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs)
 {
+    static _Atomic uint64_t serial;
     int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
+    if (open_pipe(ends) < 0)
         return -errno;
     if (fcntl(ends[1], F_SETFL, O_NONBLOCK) < 0) {
         int error = -errno;
@@ -195,6 +216,7 @@ int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs)
     d->done_tail = &d->done;
     d->wake_reader = ends[0];
     d->wake_fd = ends[1];
+    d->serial = ++serial;
     return 0;
 }
 
@@ -209,6 +231,7 @@ void fb_wake(struct fb_driver *d)
     int saved = errno; /* a signal handler must leave it alone */
     ssize_t ignored = write(d->wake_fd, "", 1); /* EAGAIN: it is awake already; EINTR cannot be: non-blocking */
     (void)ignored;
+    d->waking = 1; /* after the byte: whoever sees it finds the byte */
     errno = saved;
 }
 

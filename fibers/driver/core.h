@@ -26,6 +26,16 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
+
+/* macOS has neither: there an accepted descriptor gets these flags after accept(2), and Python ignores SIGPIPE. */
+#ifndef SOCK_CLOEXEC
+#define SOCK_CLOEXEC 0x10000000
+#define SOCK_NONBLOCK 0x20000000
+#endif
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
 
 /* What an op does. Adding one is a line here and a row in every driver's table; a test asserts that they agree. */
 enum fb_code {
@@ -59,6 +69,13 @@ enum fb_state {
 /* Why an op was cancelled; it decides the exception (semantics.md F3). */
 enum fb_why { FB_NOT = 0, FB_BY_SCOPE, FB_BY_CLOSE, FB_BY_TIMEOUT, FB_BY_THROW };
 
+/* What a driver notes about a file whose owner keeps it for many ops: a readiness driver registers it once. Its owner
+ * says fb_drop_file() before it closes the fd or gives it away. An op without one is registered for its own wait only. */
+struct fb_file {
+    uint64_t driver;          /* serial of the driver that wrote `id`; 0: none */
+    uint64_t id;
+};
+
 struct fb_op {
     uint8_t code;             /* enum fb_code */
     uint8_t state;            /* enum fb_state; the driver's */
@@ -73,7 +90,10 @@ struct fb_op {
     int64_t off;
     uint64_t moved;           /* the driver's: bytes that a SENDALL has sent (its owner may read it when completed) */
     int32_t buffer;           /* the driver's: number of the selected buffer, or -1 */
+    uint32_t place;           /* the driver's: where the op waits */
     struct fb_op *next;       /* the driver's: link in its lists */
+    struct fb_op *prev;
+    struct fb_file *file;     /* the owner's, who keeps it until the op is reaped; or NULL */
     struct fb_op *file_next;  /* the file record's: link among the ops in flight on one file */
     struct fb_op *file_prev;
     void *owner;              /* the scheduler's; no driver looks at it */
@@ -119,6 +139,7 @@ struct fb_verbs {
     void (*release)(struct fb_driver *, struct fb_op *);
     void (*follow)(struct fb_driver *, struct fb_interest *); /* set it up; NULL: the driver has none */
     void (*unfollow)(struct fb_driver *, struct fb_interest *);
+    void (*drop_file)(struct fb_driver *, struct fb_file *);  /* NULL: it keeps nothing of files */
     void (*close)(struct fb_driver *);
     void (*abandon)(struct fb_driver *);                  /* close what a fork inherited, touch nothing else */
 };
@@ -133,6 +154,8 @@ struct fb_driver {
     volatile int woken;       /* set by poll when a wake was drained; the scheduler clears it */
     int orphans;              /* some interest is one; set by any thread */
     struct fb_interest *interests; /* owned together with their owners */
+    _Atomic int waking;       /* set by fb_wake, cleared before a look at the pipe: ready() needs no system call */
+    uint64_t serial;          /* of all drivers of the process: never used again */
     struct fb_counters count;
 };
 
@@ -150,6 +173,8 @@ static inline void fb_prepare(struct fb_op *op, int code, int fd)
     op->off = -1;
     op->moved = 0;
     op->buffer = -1;
+    op->place = 0;
+    op->file = NULL;
 }
 
 /* 1: the op is done, and its res says how; it stayed its owner's. 0: submit it, and change nothing about it: a SENDALL
@@ -169,6 +194,9 @@ void fb_wake(struct fb_driver *d);
 struct fb_op *fb_reap(struct fb_driver *d);
 /* Give back the memory of a completed FB_RECV. Harmless on any other op and twice. */
 void fb_release(struct fb_driver *d, struct fb_op *op);
+/* Before the owner of a kept file closes it or gives it away, with none of its ops in flight. Harmless twice, and for a
+ * file that this driver does not know. */
+void fb_drop_file(struct fb_driver *d, struct fb_file *file);
 
 /* An interest on a socket, or NULL: no memory, or the driver has none (receive without one then). */
 struct fb_interest *fb_follow(struct fb_driver *d, int fd);
@@ -248,5 +276,23 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
 void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info);
 /* 1 if this build contains the io_uring driver. */
 int fb_uring_built(void);
+
+/* The readiness drivers: "epoll" and "kqueue". */
+struct fb_readiness_config {
+    uint32_t buffers, buffer_size;    /* 0: the defaults */
+    uint32_t threads;                 /* at most, for what may block; 0: the default */
+};
+
+struct fb_readiness_info {
+    uint32_t buffers, buffer_size, threads;
+    uint64_t supported;               /* bit per enum fb_code */
+};
+
+/* A driver, or NULL and *error = -errno and *step = what failed (static text). */
+struct fb_driver *fb_readiness_new(const char *name, const struct fb_readiness_config *config, int *error,
+                                   const char **step);
+void fb_readiness_info(struct fb_driver *d, struct fb_readiness_info *info);
+/* 1 if this build contains the readiness driver of that name. */
+int fb_readiness_built(const char *name);
 
 #endif

@@ -513,6 +513,7 @@ int fb_perform(Fiber *f, struct file *file, int64_t timeout_ns)
 {
     struct fb_op *op = &f->op;
     int r;
+    op->file = file ? &file->kept : NULL;
     /* Not for ever: a fiber whose operations never block parks after so many, and the others run (rule F8). */
     if (f->runtime->unparked < UNPARKED_LIMIT && fb_attempt(f->runtime->driver, op)) {
         f->runtime->unparked++;

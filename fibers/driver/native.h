@@ -166,6 +166,7 @@ typedef struct {
 struct file {
     struct fb_op *ops;        /* borrowed: each lives in its parked fiber */
     Fiber *closer;            /* borrowed: parked until `ops` is empty */
+    struct fb_file kept;      /* the driver's notes on it */
     int fd;
 };
 

@@ -480,6 +480,13 @@ static PyObject *stream_shutdown(Stream *s, PyObject *how)
     Py_RETURN_NONE;
 }
 
+/* Before the fd is closed or given away. */
+static void drop_file(Stream *s)
+{
+    if (fb_runtime && fb_runtime->driver)
+        fb_drop_file(fb_runtime->driver, &s->file.kept);
+}
+
 /* Waiters get EBADF; the fd is closed only after the kernel let go of every op on it, or an orphaned recv would eat the
  * peer's next byte. */
 static int close_stream(Stream *s)
@@ -509,10 +516,12 @@ static int close_stream(Stream *s)
                 break;
         s->file.closer = NULL;
         drop_interest(s);
+        drop_file(s);
         Py_DECREF(s);
         close(fd);
         return PyErr_Occurred() ? -1 : 0;
     }
+    drop_file(s);
     s->file.fd = -1;
     drop_interest(s);
     close(fd); /* EINTR and EIO: on Linux the fd is gone all the same */
@@ -534,6 +543,7 @@ static PyObject *stream_detach(Stream *s, PyObject *ignored)
     if (s->file.ops)
         return PyErr_Format(PyExc_RuntimeError, "can't detach a stream while fibers wait on it");
     drop_interest(s);
+    drop_file(s);
     s->file.fd = -1;
     return PyLong_FromLong(fd);
 }

@@ -503,6 +503,7 @@ static unsigned reap(struct uring *u)
             if (cqe->res <= 0 && cqe->res != -ECANCELED && cqe->res != -EINTR)
                 u->wake_error = cqe->res ? cqe->res : -EPIPE; /* somebody closed our pipe: reading on would spin */
             u->base.woken = 1;
+            u->base.waking = 0;
             u->base.count.wakes++;
             u->wake_op.state = FB_IDLE;
         } else if ((uintptr_t)op & 1) {

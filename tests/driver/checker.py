@@ -39,7 +39,20 @@ SETUPS: dict[str, dict[str, dict[str, int]]] = {
         "tiny": {"sq_entries": 4, "cq_entries": 8},
         "tiny and bare": {"sq_entries": 4, "cq_entries": 8, "forbid": SUBMIT_ALL},
     },
+    # "kept": every op names the record of its file, as streams do; else descriptors are registered for each wait.
+    "epoll": {
+        "default": {},
+        "kept": {"kept": 1},
+        "small buffers": {"buffers": 64, "buffer_size": 4096},
+    },
+    "kqueue": {
+        "default": {},
+        "kept": {"kept": 1},
+        "small buffers": {"buffers": 64, "buffer_size": 4096},
+    },
 }
+# What only a ring has: other drivers are asked for it in vain, and tests may ask all alike.
+RING_ONLY = ("sq_entries", "cq_entries", "forbid")
 
 
 class Memory:
@@ -112,12 +125,19 @@ def address(sock: socket.socket) -> bytes:
 class Checked:
     """A driver; see the module's docstring."""
 
-    def __init__(self, name: str = "uring", **config: int) -> None:
-        assert name == "uring"
+    def __init__(self, name: str = "uring", *, kept: int = 0, **config: int) -> None:
         code, step = ffi.new("int *"), ffi.new("const char **")
         self.name = name
-        self.config = ffi.new("struct fb_uring_config *", config)
-        self.raw = lib.fb_uring_new(self.config, code, step)
+        self.kept = kept
+        self.files: dict[tuple[int, int], Any] = {}  # number and inode -> struct fb_file
+        self.forbid = config.get("forbid", 0)
+        if name == "uring":
+            self.raw = lib.fb_uring_new(ffi.new("struct fb_uring_config *", config), code, step)
+        else:
+            config = {field: value for field, value in config.items() if field not in RING_ONLY}
+            self.raw = lib.fb_readiness_new(
+                name.encode(), ffi.new("struct fb_readiness_config *", config), code, step
+            )
         if not self.raw:
             raise OSError(-code[0], ffi.string(step[0]).decode())
         self.pending: dict[int, Op] = {}
@@ -135,10 +155,27 @@ class Checked:
             op.submitted += 1
             op.snapshot = None
             op.asked_to_cancel = False
+            if self.kept:
+                op.raw.file = self.file_of(op.raw.fd)
             lib.fb_submit(self.raw, op.raw)
             assert op.raw.state != lib.FB_IDLE, "rule 1: submit gave the op back"
             assert self.raw.flying == len(self.pending), "rule 1: submit handed something out"
         return ops[-1]
+
+    def file_of(self, fd: int) -> Any:
+        """The record of what is open under this number; the test's tables outlive the descriptors."""
+        try:
+            key = fd, os.fstat(fd).st_ino
+        except OSError:
+            return ffi.NULL
+        if key not in self.files:
+            self.files[key] = ffi.new("struct fb_file *")
+        return self.files[key]
+
+    def drop_file(self, fd: int) -> None:
+        """As an owner does before it closes the descriptor."""
+        if self.kept and (file := self.file_of(fd)):
+            lib.fb_drop_file(self.raw, file)
 
     def cancel(self, *ops: Op) -> None:
         for op in ops:
@@ -234,8 +271,12 @@ class Checked:
 
     @property
     def info(self) -> Any:
-        info = ffi.new("struct fb_uring_info *")
-        lib.fb_uring_info(self.raw, info)
+        if self.name == "uring":
+            info = ffi.new("struct fb_uring_info *")
+            lib.fb_uring_info(self.raw, info)
+        else:
+            info = ffi.new("struct fb_readiness_info *")
+            lib.fb_readiness_info(self.raw, info)
         return info
 
     def ready(self) -> bool:

@@ -19,7 +19,7 @@ REQUIRED = [name for name in os.environ.get("FIBERS_REQUIRE", "").split(",") if 
 def demand(name: str) -> None:
     """Skip, or fail, if this driver cannot be had."""
     try:
-        address = fibers.driver.make(name)
+        address = fibers.driver.make(name).address
     except OSError as error:
         if name in REQUIRED:
             pytest.fail(f"$FIBERS_REQUIRE names {name}: {error}")
