@@ -101,7 +101,7 @@ class Runtime:
 
     @property
     def fallback(self) -> str | None:
-        """Why the run is not on the driver that is tried first, in a sentence; None if it is, or was told its driver."""
+        """Why the run is not on the driver that is tried first; None if it is, or if it was told which to take."""
         return self._core.fallback
 
     def stats(self) -> dict[str, int]:

@@ -10,6 +10,8 @@ import threading
 import pytest
 from programs import CHECKOUT, HOST, PATIENCE, connect, free_port, run, running
 
+import fibers.driver
+
 EXAMPLES = CHECKOUT / "examples"
 ONE_SCREEN = 80
 
@@ -156,7 +158,7 @@ def test_demo_shows_the_tree_and_leaves_nothing_behind() -> None:
     child = run(EXAMPLES / "demo.py", 100)
     assert child.returncode == 0, child.stderr + child.stdout
     assert child.stderr == ""
-    assert re.search(r"^driver +uring$", child.stdout, re.MULTILINE)
+    assert re.search(rf"^driver +{fibers.driver.report()['driver']}$", child.stdout, re.MULTILINE)
     assert re.search(r"^connections +100,", child.stdout, re.MULTILINE)
     assert re.search(r"^requests +[\d,]{4,} per second", child.stdout, re.MULTILINE)
     assert re.search(r"^ +handler x 100$", child.stdout, re.MULTILINE)

@@ -71,7 +71,7 @@ def make(name: str | None = None) -> Made:
     if name is not None and name not in KNOWN:
         msg = f"unknown driver {name!r} (from {source}); know {', '.join(KNOWN)}"
         raise ValueError(msg)
-    refusals = []
+    refusals: list[Refusal] = []
     for each in [name] if name else KNOWN:
         driver, refusal = attempt(each)
         if refusal is None:
@@ -208,5 +208,5 @@ def features(name: str, driver: Any) -> dict[str, Any]:
         "buffers": info.buffers,
         "buffer_size": info.buffer_size,
         "registered_fd": bool(info.registered_fd),
-        "operations": bin(info.supported).count("1"),
+        "operations": info.supported.bit_count(),
     }

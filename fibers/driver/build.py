@@ -1,7 +1,8 @@
 """Build the compiled module `fibers.driver.binding`: the cffi face, declared by hand, and the native face inside it.
 
 Run by setuptools through setup.py: the drivers that the platform has. Environment: FIBERS_NO_LIBURING=1 builds without
-the io_uring driver; FIBERS_STAND_IN=1 builds the kqueue driver on Linux, on the tests' stand-in for kqueue; FIBERS_CFLAGS and FIBERS_LDFLAGS are appended (the sanitizer build uses them); CPATH names a foreign greenlet.h.
+the io_uring driver; FIBERS_STAND_IN=1 builds the kqueue driver on Linux, on the tests' stand-in for kqueue;
+FIBERS_CFLAGS and FIBERS_LDFLAGS are appended (the sanitizer build uses them); CPATH names a foreign greenlet.h.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@
  * cache. */
 enum { BUFFERS = 128, BUFFER_SIZE = 16384, MAX_BUFFERS = 1024, SCRATCH = 65536 };
 /* How often poll and ready() may pass over the kernel while there are results to hand out. */
-enum { SKIPS = 4 };
+enum { SKIPS = 1 };
 /* A sendall to a peer that keeps up sends so many times, then it is the others' turn. */
 enum { SENDS = 16 };
 /* Between attempts of what nobody reports: a connect to a Unix socket whose backlog is full. */

@@ -135,9 +135,7 @@ class Checked:
             self.raw = lib.fb_uring_new(ffi.new("struct fb_uring_config *", config), code, step)
         else:
             config = {field: value for field, value in config.items() if field not in RING_ONLY}
-            self.raw = lib.fb_readiness_new(
-                name.encode(), ffi.new("struct fb_readiness_config *", config), code, step
-            )
+            self.raw = lib.fb_readiness_new(name.encode(), ffi.new("struct fb_readiness_config *", config), code, step)
         if not self.raw:
             raise OSError(-code[0], ffi.string(step[0]).decode())
         self.pending: dict[int, Op] = {}

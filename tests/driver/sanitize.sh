@@ -5,7 +5,7 @@
 #
 # Works on copies of the tree in a temporary directory, never in the checkout:
 #
-#  1. stress.c with core.c and uring.c: no Python, so LeakSanitizer too;
+#  1. stress.c with every driver: no Python, so LeakSanitizer too;
 #  2. the driver's tests on a fully sanitized extension: no greenlet switches there;
 #  3. the rest of the suite that drives the C code, with --param asan-stack=0: greenlet copies stacks, which the
 #     sanitizer takes for an underflow (its other checks stay on).
@@ -61,8 +61,8 @@ sanitized() {
 say "building"
 build contract "$flags" & contract=$!
 build suite "$flags --param asan-stack=0" & suite=$!
-"$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -Ifibers/driver \
-    tests/driver/stress.c fibers/driver/core.c fibers/driver/uring.c -o "$work/stress" -luring
+"$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -pthread -Ifibers/driver -DFIBERS_EPOLL tests/driver/stress.c \
+    fibers/driver/{core,uring,readiness,workers,epoll}.c -o "$work/stress" -luring
 wait "$contract"
 wait "$suite"
 for name in contract suite; do
@@ -70,12 +70,14 @@ for name in contract suite; do
     [ "${where#"$work/$name/"}" != "$where" ] || { echo "sanitize: not the sanitized build: $where" >&2; exit 1; }
 done
 
-say "stress: $seeds seeds"
-for ((seed = 1; seed <= seeds; seed++)); do
-    timeout 120 "$work/stress" "$seed" 10000 >>"$work/stress.log" 2>&1 ||
-        { failed+=("stress $seed"); tail -n 40 "$work/stress.log"; break; }
+for driver in uring epoll; do
+    say "stress: $driver, $seeds seeds"
+    for ((seed = 1; seed <= seeds; seed++)); do
+        timeout 120 "$work/stress" "$driver" "$seed" 10000 >>"$work/stress.log" 2>&1 ||
+            { failed+=("stress $driver $seed"); tail -n 40 "$work/stress.log"; break; }
+    done
+    tail -n 1 "$work/stress.log"
 done
-tail -n 1 "$work/stress.log"
 
 say "the driver's tests"
 sanitized contract -m pytest -q -p no:cacheprovider tests/driver --ignore tests/driver/test_stress.py ||

@@ -1,8 +1,8 @@
 /* Stress: random submits, cancels and peers on a driver, without Python, for the sanitizers and for long soaks.
  *
- *     stress SEED [STEPS]
+ *     stress DRIVER SEED [STEPS]
  *
- * The seed decides the ring's set-up, the traffic and the cancels; a failure prints it. What is checked:
+ * The seed decides the driver's set-up, whether descriptors have file records, the traffic and the cancels; a failure prints it. What is checked:
  *
  *  1. rule 2: an op is handed out once, and only if it was submitted;
  *  2. rule 3: the memory of an op that was completed, or that ended in close, is never written again: it lies in
@@ -16,7 +16,9 @@
 #endif
 #include "core.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,6 +62,7 @@ struct stream {
     uint64_t sent, received;
     struct job *sender, *receiver;
     struct fb_interest *interest;   /* owned or NULL */
+    struct fb_file *in_file, *out_file; /* of the pair's two ends, or NULL */
 };
 
 struct job {
@@ -75,6 +78,8 @@ struct job {
 };
 
 static struct fb_driver *driver;
+static struct fb_file files[STREAMS + 1]; /* of the streams' ends, and of the datagram socket */
+static int keep_files;
 static struct stream streams[STREAMS];
 static struct job *live, *quarantine[QUARANTINE];
 static unsigned quarantined, live_count;
@@ -252,6 +257,7 @@ static void send_by_op(struct stream *s)
     if (code == FB_SENDMSG)
         as_message(j);
     j->stream = s;
+    j->op.file = s->out_file;
     if (below(2) && fb_attempt(driver, &j->op)) {
         CHECK(j->op.res > 0 && j->op.res <= (int)j->size && (code != FB_SENDALL || j->op.res == (int)j->size),
               "code %d, attempted: %d of %zu", code, j->op.res, j->size);
@@ -276,6 +282,24 @@ static void send_by_call(struct stream *s)
     s->sent += r > 0 ? (uint64_t)r : 0;
 }
 
+static void start_receive(struct stream *s, struct job *j)
+{
+    const struct fb_op *op = &j->op;
+    j->stream = s;
+    j->op.file = s->in_file;
+    if (below(4) && fb_attempt(driver, &j->op)) {
+        CHECK(op->res > 0 && (op->code == FB_RECVMSG || (uint64_t)op->res <= op->len), "an attempt: %d", op->res);
+        arrived(s, op->code == FB_RECVMSG ? j->memory : op->data, (size_t)op->res);
+        for (size_t i = (size_t)op->res; i < j->size; i++)
+            CHECK(j->memory[i] == FRESH, "an attempted receive wrote beyond its result");
+        totals[RECEIVER]++;
+        bury(j);
+        return;
+    }
+    s->receiver = j;
+    start(j);
+}
+
 static void receive_by_op(struct stream *s)
 {
     static const int CODES[] = {FB_RECV, FB_RECV, FB_RECV_INTO, FB_RECVMSG};
@@ -285,9 +309,7 @@ static void receive_by_op(struct stream *s)
         j->op.len = some_size();
     if (code == FB_RECVMSG)
         as_message(j);
-    j->stream = s;
-    s->receiver = j;
-    start(j);
+    start_receive(s, j);
 }
 
 static void receive_by_interest(struct stream *s)
@@ -298,20 +320,9 @@ static void receive_by_interest(struct stream *s)
         j->op.len = some_size();
     if (!s->interest)
         s->interest = fb_follow(driver, s->in);
-    CHECK(s->interest, "memory");
+    CHECK(s->interest || strcmp(driver->verbs->name, "uring"), "memory");
     j->op.extra = s->interest;
-    j->stream = s;
-    if (below(4) && fb_attempt(driver, &j->op)) {
-        CHECK(j->op.res > 0 && (uint64_t)j->op.res <= j->op.len, "an attempted receive: %d", j->op.res);
-        arrived(s, j->op.data, (size_t)j->op.res);
-        for (size_t i = (size_t)j->op.res; i < j->size; i++)
-            CHECK(j->memory[i] == FRESH, "an attempted receive wrote beyond its result");
-        totals[RECEIVER]++;
-        bury(j);
-        return;
-    }
-    s->receiver = j;
-    start(j);
+    start_receive(s, j);
 }
 
 static void end_interest(struct stream *s)
@@ -344,6 +355,7 @@ static void read_datagram(void)
         j->op.len = MESSAGE + below(1000);
     if (code == FB_RECVMSG)
         as_message(j);
+    j->op.file = keep_files ? &files[STREAMS] : NULL;
     start(j);
 }
 
@@ -437,6 +449,7 @@ static void step(void)
         } else {
             struct job *j = job_new(OTHER, FB_POLL, s->in, 0);
             j->op.flags = POLLIN;
+            j->op.file = below(2) ? s->in_file : NULL;
             start(j);
         }
         break;
@@ -445,6 +458,9 @@ static void step(void)
         break;
     }
 }
+
+/* Are there bytes on their way? TCP delivers in its own time. */
+static int under_way(const struct stream *s) { return s->received < s->sent; }
 
 /* The end: what is in flight is cancelled, and what was sent is received. */
 static void settle(void)
@@ -459,7 +475,7 @@ static void settle(void)
     }
     step_name = "draining";
     for (int i = 0; i < STREAMS; i++) {
-        while (receive_by_call(&streams[i]))
+        while (receive_by_call(&streams[i]) || (under_way(&streams[i]) && fb_now() < limit))
             ;
         CHECK(streams[i].received == streams[i].sent, "stream %d: sent %llu, received %llu", i,
               (unsigned long long)streams[i].sent, (unsigned long long)streams[i].received);
@@ -509,46 +525,82 @@ static void close_in_flight(void)
     usleep(2000);
 }
 
-int main(int argc, char **argv)
+/* A driver in a set-up that the seed decides, and the set-up in words. */
+static struct fb_driver *make(const char *name, char *words, size_t size, int *error, const char **why)
 {
     static const uint32_t FORBID[] = {0, 0, 0, 1u << 13, 1u << 13 | 1u << 8, 1u << 7};
-    long steps = argc > 2 ? atol(argv[2]) : 20000;
-    struct fb_uring_config config = {0};
+    struct fb_uring_config ring = {.forbid = FORBID[below(6)]};
+    struct fb_readiness_config config = {0};
     struct fb_uring_info info;
-    const char *why;
-    int error;
-    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    random_state = mix(seed + 1);
-    config.forbid = FORBID[below(6)];
+    struct fb_driver *d;
     if (!below(3)) {
-        config.sq_entries = 4;
-        config.cq_entries = 8;
+        ring.sq_entries = 4;
+        ring.cq_entries = 8;
     }
     if (!below(2)) {
-        config.buffers = 1u << below(4);
-        config.buffer_size = 4096;
+        ring.buffers = config.buffers = 1u << below(4);
+        ring.buffer_size = config.buffer_size = 4096;
     }
-    driver = fb_uring_new(&config, &error, &why);
+    keep_files = (int)below(2);
+    snprintf(words, size, "%s%s, %u x %u", name, keep_files ? ", files kept" : "", config.buffers, config.buffer_size);
+    if (strcmp(name, "uring"))
+        return fb_readiness_new(name, &config, error, why);
+    d = fb_uring_new(&ring, error, why);
+    if (d) {
+        fb_uring_info(d, &info);
+        snprintf(words, size, "%s, flags %#x, sq %u, cq %u, %u x %u", name, info.setup_flags, info.sq_entries,
+                 info.cq_entries, info.buffers, info.buffer_size);
+    }
+    return d;
+}
+
+/* Two streams on one socket, over Unix or TCP. */
+static void connect_pair(int tcp, int ends[2])
+{
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof here;
+    int listener;
+    if (!tcp) {
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
+        return;
+    }
+    listener = socket(AF_INET, SOCK_STREAM, 0);
+    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&here, sizeof here) == 0 && listen(listener, 1) == 0 &&
+              getsockname(listener, (struct sockaddr *)&here, &size) == 0 &&
+              connect(ends[0], (struct sockaddr *)&here, sizeof here) == 0 &&
+              (ends[1] = accept(listener, NULL, NULL)) >= 0, "a TCP connection: %s", strerror(errno));
+    close(listener);
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "uring", *why;
+    long steps = argc > 3 ? atol(argv[3]) : 20000;
+    char words[200];
+    int error;
+    seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+    random_state = mix(seed + 1);
+    driver = make(name, words, sizeof words, &error, &why);
     if (!driver) {
-        fprintf(stderr, "stress: io_uring is not available: %s: %s\n", why, strerror(-error));
+        fprintf(stderr, "stress: %s is not available: %s: %s\n", name, why, strerror(-error));
         return 77; /* automake's "skipped" */
     }
-    fb_uring_info(driver, &info);
     for (uint32_t i = 0; i < STREAMS; i += 2) {
+        struct fb_file *a = keep_files ? &files[i] : NULL, *b = keep_files ? &files[i + 1] : NULL;
         int ends[2];
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
-        streams[i] = (struct stream){.number = i, .in = ends[0], .out = ends[1]};
-        streams[i + 1] = (struct stream){.number = i + 1, .in = ends[1], .out = ends[0]};
+        connect_pair(i % 4 == 0, ends);
+        streams[i] = (struct stream){.number = i, .in = ends[0], .out = ends[1], .in_file = a, .out_file = b};
+        streams[i + 1] = (struct stream){.number = i + 1, .in = ends[1], .out = ends[0], .in_file = b, .out_file = a};
     }
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, datagrams) == 0, "socketpair");
     step_name = "running";
     for (long n = 0; n < steps; n++)
         step();
     settle();
-    printf("seed %llu: flags %#x, sq %u, cq %u, %u x %u: %llu sends, %llu receives, %llu datagram reads, %llu others,"
+    printf("seed %llu: %s: %llu sends, %llu receives, %llu datagram reads, %llu others,"
            " %llu cancelled, %llu starved, %u datagrams\n",
-           (unsigned long long)seed, info.setup_flags, info.sq_entries, info.cq_entries, info.buffers, info.buffer_size,
-           (unsigned long long)totals[SENDER], (unsigned long long)totals[RECEIVER], (unsigned long long)totals[READER], (unsigned long long)totals[OTHER],
+           (unsigned long long)seed, words, (unsigned long long)totals[SENDER], (unsigned long long)totals[RECEIVER], (unsigned long long)totals[READER], (unsigned long long)totals[OTHER],
            (unsigned long long)cancelled, (unsigned long long)driver->count.starved, messages_sent);
     CHECK(steps < 1000 || (totals[SENDER] && totals[RECEIVER] && totals[READER] && cancelled), "nothing was tested");
     close_in_flight();

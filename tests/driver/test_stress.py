@@ -13,8 +13,14 @@ from driver.conftest import demand
 from helpers import soak
 from programs import CHECKOUT
 
-SOURCE = Path(__file__).with_name("stress.c")
+import fibers.driver
+
+HERE = Path(__file__).parent
 DRIVER = CHECKOUT / "fibers" / "driver"
+SOURCES = [
+    HERE / "stress.c",
+    *(DRIVER / name for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c")),
+]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STEPS = 5_000
 PER_RUN = 10  # at the shortest: soak() never goes below 100
@@ -22,15 +28,15 @@ PER_RUN = 10  # at the shortest: soak() never goes below 100
 
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile it, with what the compiler has of the sanitizers."""
-    demand("uring")
+    """Compile it with every driver, and with what the compiler has of the sanitizers."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("stress") / "stress"
-    sources = [SOURCE, DRIVER / "core.c", DRIVER / "uring.c"]
-    flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", f"-I{DRIVER}"]
-    command = [compiler, *flags, *sources, "-o", program, "-luring"]
+    flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-pthread", f"-I{DRIVER}"]
+    flags += ["-DFIBERS_EPOLL"]
+    ring = ["-luring"] if fibers.driver.built("uring") else ["-DFIBERS_NO_LIBURING"]
+    command = [compiler, *flags, *SOURCES, "-o", program, *ring]
     built = subprocess.run([*command, *SANITIZERS], capture_output=True, text=True)
     if built.returncode:  # this compiler comes without libasan
         built = subprocess.run(command, capture_output=True, text=True)
@@ -38,11 +44,13 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def test_nothing_is_lost_or_doubled_or_touched_too_late(stress: Path) -> None:
+@pytest.mark.parametrize("name", ["uring", "epoll"])
+def test_nothing_is_lost_or_doubled_or_touched_too_late(stress: Path, name: str) -> None:
+    demand(name)
     environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
     for seed in range(1, 1 + soak(10_000) // PER_RUN):
         done = subprocess.run(
-            [stress, str(seed), str(STEPS)], capture_output=True, text=True, timeout=120, env=environment
+            [stress, name, str(seed), str(STEPS)], capture_output=True, text=True, timeout=120, env=environment
         )
         assert done.returncode == 0, done.stderr
         print(done.stdout, end="")
