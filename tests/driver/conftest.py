@@ -27,7 +27,12 @@ def demand(name: str) -> None:
     lib.fb_close(ffi.cast("struct fb_driver *", address))
 
 
-@pytest.fixture(params=EVERY, ids=["-".join(pair).replace(" ", "_") for pair in EVERY])
+def name_of(pair: tuple[str, str]) -> str:
+    """Name a driver and a set-up in a test's id."""
+    return "-".join(pair).replace(" ", "_")
+
+
+@pytest.fixture(params=EVERY, ids=name_of)
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Checked]]:
     """Make a driver of this set-up, with further settings of the test's."""
     name, setup = request.param
