@@ -1,0 +1,538 @@
+"""Every public function parks as its docstring says: the table of test_tidy, tried out.
+
+A row sets a function up, inside a run, and returns the call to make: in AT_ONCE there is nothing to wait for, in WAITS
+there is.
+"""
+
+import functools
+import io
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from helpers import raised
+from test_tidy import CALLABLES, CANCEL_POINT, NEVER, PARKS
+
+import fibers
+from fibers import net, testing
+
+Call = Callable[[], object]
+Setup = Callable[[], Call]
+
+
+def of(make: Callable[..., Any], method: str, *args: Any) -> Setup:
+    """A method of a new object."""
+    return lambda: functools.partial(getattr(make(), method), *args)
+
+
+def plain(fn: Callable[..., Any], *args: Any) -> Setup:
+    """A function, or whatever it raises."""
+    return lambda: lambda: raised(fn, *args)
+
+
+def other(*steps: Callable[[], object]) -> None:
+    """Run steps in another fiber, which has parked or ended when this returns."""
+
+    def body() -> None:
+        for step in steps:
+            step()
+
+    fibers.daemon(body)
+    testing.wait_all_blocked()
+
+
+def after(seconds: float, *steps: Callable[[], object]) -> None:
+    other(lambda: fibers.sleep(seconds), *steps)
+
+
+def ended() -> "fibers.Fiber[int]":
+    fiber = fibers.spawn(int)
+    testing.wait_all_blocked()
+    return fiber
+
+
+def sleeping() -> "fibers.Fiber[None]":
+    return fibers.spawn(fibers.sleep, 1)
+
+
+def acquired(make: Callable[[], Any]) -> Callable[[], Any]:
+    def setup() -> Any:
+        lock = make()
+        lock.acquire()
+        return lock
+
+    return setup
+
+
+def held_elsewhere(make: Callable[[], Any], acquire: str = "acquire", release: str = "release") -> Setup:
+    def setup() -> Call:
+        lock = make()
+        other(getattr(lock, "acquire_write" if acquire != "acquire" else acquire), lambda: fibers.sleep(1), end(lock))
+        return getattr(lock, acquire)  # type: ignore[no-any-return]
+
+    def end(lock: Any) -> Callable[[], object]:
+        return getattr(lock, "release_write" if release != "release" else release)  # type: ignore[no-any-return]
+
+    return setup
+
+
+def filled(make: Callable[..., Any], n: int = 1) -> Any:
+    queue = make(n)
+    for item in range(n):
+        queue.put_nowait(item)
+    return queue
+
+
+def filled_channel(n: int = 1) -> "fibers.Channel[int]":
+    return filled(fibers.Channel, n)  # type: ignore[no-any-return]
+
+
+def waiting(make: Callable[[], Any], call: str, then: Callable[[Any], object]) -> Setup:
+    """A call on a new object that `then` lets go on, a second later, from another fiber."""
+
+    def setup() -> Call:
+        thing = make()
+        after(1, lambda: then(thing))
+        return getattr(thing, call)  # type: ignore[no-any-return]
+
+    return setup
+
+
+def notified() -> Any:
+    condition = fibers.Condition()
+    condition.acquire()
+
+    def notify() -> None:
+        with condition:
+            condition.notify_all()
+
+    after(1, notify)
+    return condition
+
+
+def barrier_with_one() -> fibers.Barrier:
+    barrier = fibers.Barrier(2)
+    other(barrier.wait)
+    return barrier
+
+
+def undone(make: Callable[..., Any]) -> Any:
+    queue = filled(make)
+    queue.get_nowait()
+    return queue
+
+
+def received() -> Any:
+    broadcast = fibers.Broadcast(1)
+    receiver = broadcast.subscribe()
+    broadcast.put(1)
+    return receiver
+
+
+def receiving() -> Any:
+    broadcast = fibers.Broadcast(1)
+    receiver = broadcast.subscribe()
+    after(1, lambda: broadcast.put(1))
+    return receiver
+
+
+def watch_later() -> Call:
+    watch = fibers.Watch(0)
+    after(1, lambda: watch.set(1))
+    return lambda: watch.wait(watch.version)
+
+
+def watch_at_once() -> Call:
+    watch = fibers.Watch(0)
+    version = watch.version
+    watch.set(1)
+    return lambda: watch.wait(version)
+
+
+def selected(channel: "fibers.Channel[int]") -> Call:
+    return lambda: fibers.select((channel, "get"))
+
+
+def select_later() -> Call:
+    channel: fibers.Channel[int] = fibers.Channel()
+    after(1, lambda: channel.put(1))
+    return selected(channel)
+
+
+def ticks() -> Call:
+    tick = fibers.interval(1)
+    return lambda: (next(tick), next(tick))
+
+
+def parked() -> Call:
+    me = fibers.current()
+    after(1, lambda: fibers.unpark(me))
+    return fibers.park
+
+
+def pipe() -> tuple[int, int]:
+    a, b = os.pipe()
+    OPEN.extend([os.fdopen(a, "rb", 0), os.fdopen(b, "wb", 0)])
+    return a, b
+
+
+def readable() -> Call:
+    a, b = pipe()
+    after(1, lambda: os.write(b, b"x"))
+    return lambda: fibers.wait_readable(a)
+
+
+def writable() -> Call:
+    a, b = pipe()
+    os.set_blocking(b, False)
+    fill_up(lambda: os.write(b, bytes(65536)))
+    after(1, lambda: os.read(a, 1 << 20))
+    return lambda: fibers.wait_writable(b)
+
+
+def put_one(queue: Any) -> None:
+    queue.put(1)
+
+
+def get_one(queue: Any) -> None:
+    queue.get()
+
+
+def task_done(queue: Any) -> None:
+    queue.task_done()
+
+
+def waiting_put(make: Callable[[], Any]) -> Setup:
+    return lambda: functools.partial(waiting(make, "put", get_one)(), 1)
+
+
+Pair = Callable[[], tuple[Any, Any]]
+
+
+def stream(pair: Pair, method: str, *args: Any) -> Setup:
+    """A call on one end of a pair that has nothing to wait for; the ends are closed by the test's end."""
+
+    def setup() -> Call:
+        a, _b = kept(pair)
+        return functools.partial(getattr(a, method), *args)
+
+    return setup
+
+
+def receives(pair: Pair, method: str, *args: Any) -> Setup:
+    def setup() -> Call:
+        a, b = kept(pair)
+        after(1, lambda: b.sendall(b"12\n"))
+        return functools.partial(getattr(a, method), *args)
+
+    return setup
+
+
+def sends(pair: Pair, method: str, wrap: Callable[[bytes], Any] = bytes) -> Setup:
+    def setup() -> Call:
+        a, b = kept(pair)
+        fill(a)
+        after(1, lambda: drain(b))
+        return lambda: getattr(a, method)(wrap(b"more"))
+
+    return setup
+
+
+def fill(stream: Any) -> None:
+    if isinstance(stream, testing.MemoryStream):
+        stream.sendall(bytes(65536))
+        return
+    lent = socket.socket(fileno=os.dup(stream.fileno()))
+    with lent:
+        fill_up(lambda: lent.send(bytes(65536), socket.MSG_DONTWAIT))
+
+
+def fill_up(send: Callable[[], object]) -> None:
+    while raised(send) is None:
+        pass
+
+
+def drain(stream: Any) -> None:
+    while stream.recv(1 << 16):
+        pass
+
+
+OPEN: list[Any] = []
+
+
+def kept(pair: Pair) -> tuple[Any, Any]:
+    ends = pair()
+    OPEN.extend(ends)
+    return ends
+
+
+def listener() -> net.Listener:
+    made = net.listen(("127.0.0.1", 0))
+    OPEN.append(made)
+    return made
+
+
+def accepted() -> Call:
+    made = listener()
+    after(1, lambda: OPEN.append(net.connect(made.local_addr)))  # type: ignore[arg-type]
+    return lambda: OPEN.append(made.accept())
+
+
+def connected() -> Call:
+    made = listener()
+    return lambda: OPEN.append(net.connect(made.local_addr))  # type: ignore[arg-type]
+
+
+def served() -> Call:
+    def call() -> None:
+        with fibers.move_on_after(1):
+            net.serve(print, listener())
+
+    return call
+
+
+def closed_in_use(make: Callable[[], Any], method: str, *args: Any) -> Setup:
+    def setup() -> Call:
+        thing = make()
+        other(lambda: raised(getattr(thing, method), *args))
+        return thing.close  # type: ignore[no-any-return]
+
+    return setup
+
+
+def the_clock() -> testing.Clock:
+    clock = fibers.runtime()._core.clock
+    assert clock is not None
+    return clock
+
+
+def one_end(pair: Pair) -> Callable[[], Any]:
+    return lambda: kept(pair)[0]
+
+
+def blocked_scope() -> Any:
+    return fibers.current_scope()
+
+
+def traced() -> Call:
+    def call() -> None:
+        with fibers.trace(os.devnull):
+            pass
+
+    return call
+
+
+def asserted(manager: Callable[[], Any]) -> Call:
+    return lambda: raised(manager().__enter__)
+
+
+AT_ONCE: dict[str, Setup] = {
+    "fibers.Barrier.abort": of(lambda: fibers.Barrier(2), "abort"),
+    "fibers.Barrier.reset": of(lambda: fibers.Barrier(2), "reset"),
+    "fibers.Barrier.wait": of(barrier_with_one, "wait"),
+    "fibers.Broadcast.close": of(lambda: fibers.Broadcast(1), "close"),
+    "fibers.Broadcast.put": of(lambda: fibers.Broadcast(1), "put", 1),
+    "fibers.Broadcast.subscribe": of(lambda: fibers.Broadcast(1), "subscribe"),
+    "fibers.Channel.close": of(fibers.Channel, "close"),
+    "fibers.Channel.get": of(filled_channel, "get"),
+    "fibers.Channel.get_nowait": of(filled_channel, "get_nowait"),
+    "fibers.Channel.put": of(lambda: fibers.Channel(1), "put", 1),
+    "fibers.Channel.put_nowait": of(lambda: fibers.Channel(1), "put_nowait", 1),
+    "fibers.Condition.acquire": of(fibers.Condition, "acquire"),
+    "fibers.Condition.notify": of(acquired(fibers.Condition), "notify"),
+    "fibers.Condition.notify_all": of(acquired(fibers.Condition), "notify_all"),
+    "fibers.Condition.release": of(acquired(fibers.Condition), "release"),
+    "fibers.Condition.wait_for": of(acquired(fibers.Condition), "wait_for", lambda: True),
+    "fibers.Event.clear": of(fibers.Event, "clear"),
+    "fibers.Event.is_set": of(fibers.Event, "is_set"),
+    "fibers.Event.set": of(fibers.Event, "set"),
+    "fibers.Event.wait": lambda: (event := fibers.Event()).set() or event.wait,
+    "fibers.Fiber.cancel": of(sleeping, "cancel"),
+    "fibers.Fiber.done": of(sleeping, "done"),
+    "fibers.Fiber.exception": of(ended, "exception"),
+    "fibers.Fiber.join": of(ended, "join"),
+    "fibers.Fiber.result": of(ended, "result"),
+    "fibers.Lock.acquire": of(fibers.Lock, "acquire"),
+    "fibers.Lock.locked": of(fibers.Lock, "locked"),
+    "fibers.Lock.release": of(acquired(fibers.Lock), "release"),
+    "fibers.RLock.acquire": of(acquired(fibers.RLock), "acquire"),
+    "fibers.RLock.locked": of(fibers.RLock, "locked"),
+    "fibers.RLock.release": of(acquired(fibers.RLock), "release"),
+    "fibers.RWLock.acquire_read": of(fibers.RWLock, "acquire_read"),
+    "fibers.RWLock.acquire_write": of(fibers.RWLock, "acquire_write"),
+    "fibers.RWLock.read": of(fibers.RWLock, "read"),
+    "fibers.RWLock.release_read": lambda: (lock := fibers.RWLock()).acquire_read() and lock.release_read,
+    "fibers.RWLock.release_write": lambda: (lock := fibers.RWLock()).acquire_write() and lock.release_write,
+    "fibers.RWLock.write": of(fibers.RWLock, "write"),
+    "fibers.Receiver.close": of(received, "close"),
+    "fibers.Receiver.get": of(received, "get"),
+    "fibers.Runtime.call": lambda: functools.partial(raised, fibers.runtime().call, int),
+    "fibers.Runtime.call_soon": of(fibers.runtime, "call_soon", int),
+    "fibers.Runtime.stats": of(fibers.runtime, "stats"),
+    "fibers.Scope.cancel": of(fibers.move_on_after, "cancel"),
+    "fibers.Scope.daemon": of(blocked_scope, "daemon", fibers.sleep, 1),
+    "fibers.Scope.spawn": of(blocked_scope, "spawn", fibers.sleep, 1),
+    "fibers.Semaphore.acquire": of(fibers.Semaphore, "acquire"),
+    "fibers.Semaphore.release": of(fibers.Semaphore, "release"),
+    "fibers.Watch.close": of(lambda: fibers.Watch(0), "close"),
+    "fibers.Watch.set": of(lambda: fibers.Watch(0), "set", 1),
+    "fibers.Watch.wait": watch_at_once,
+    "fibers.any": plain(fibers.any),
+    "fibers.as_completed": lambda: lambda: list(fibers.as_completed([])),
+    "fibers.cancelled": plain(fibers.cancelled),
+    "fibers.current": plain(fibers.current),
+    "fibers.current_scope": plain(fibers.current_scope),
+    "fibers.daemon": plain(fibers.daemon, fibers.sleep, 1),
+    "fibers.dump": lambda: functools.partial(fibers.dump, io.StringIO()),
+    "fibers.first": plain(fibers.first),
+    "fibers.from_thread": plain(fibers.from_thread, int),
+    "fibers.gather": plain(fibers.gather),
+    "fibers.map": plain(fibers.map, int, []),
+    "fibers.move_on_after": plain(fibers.move_on_after, 1),
+    "fibers.now": plain(fibers.now),
+    "fibers.once": plain(fibers.once, int),
+    "fibers.run": plain(fibers.run, int),
+    "fibers.runtime": plain(fibers.runtime),
+    "fibers.scope": plain(fibers.scope),
+    "fibers.select": lambda: selected(filled_channel()),
+    "fibers.shield": plain(fibers.shield),
+    "fibers.signals": lambda: lambda: fibers.signals(signal.SIGUSR1).close(),
+    "fibers.spawn": plain(fibers.spawn, int),
+    "fibers.supervisor": plain(fibers.supervisor),
+    "fibers.timeout": plain(fibers.timeout, 1),
+    "fibers.trace": traced,
+    "fibers.unpark": lambda: functools.partial(fibers.unpark, sleeping()),
+    "fibers.net.Listener.close": of(listener, "close"),
+    "fibers.net.Listener.detach": lambda: lambda: os.close(listener().detach()),
+    "fibers.net.Listener.fileno": of(listener, "fileno"),
+    "fibers.net.Listener.getsockopt": of(listener, "getsockopt", socket.SOL_SOCKET, socket.SO_TYPE),
+    "fibers.net.Listener.gettimeout": of(listener, "gettimeout"),
+    "fibers.net.Listener.setsockopt": of(listener, "setsockopt", socket.SOL_SOCKET, socket.SO_RCVBUF, 4096),
+    "fibers.net.Listener.settimeout": of(listener, "settimeout", 1),
+    "fibers.net.Stream.detach": lambda: lambda: os.close(kept(net.socketpair)[0].detach()),
+    "fibers.net.Stream.fileno": stream(net.socketpair, "fileno"),
+    "fibers.net.Stream.getsockopt": stream(net.socketpair, "getsockopt", socket.SOL_SOCKET, socket.SO_TYPE),
+    "fibers.net.Stream.setsockopt": stream(net.socketpair, "setsockopt", socket.SOL_SOCKET, socket.SO_RCVBUF, 4096),
+    "fibers.net.getaddrinfo": plain(net.getaddrinfo, "127.0.0.1", 80),
+    "fibers.net.listen": lambda: listener,
+    "fibers.net.socketpair": lambda: lambda: kept(net.socketpair),
+    "fibers.testing.Clock.advance": of(the_clock, "advance", 1),
+    "fibers.testing.assert_does_not_park": lambda: asserted(testing.assert_does_not_park),
+    "fibers.testing.assert_parks": lambda: asserted(testing.assert_parks),
+    "fibers.testing.memory_stream_pair": plain(testing.memory_stream_pair),
+}
+
+WAITS: dict[str, Setup] = {
+    "fibers.Barrier.wait": waiting(lambda: fibers.Barrier(2), "wait", lambda barrier: barrier.wait()),
+    "fibers.Channel.get": waiting(fibers.Channel, "get", put_one),
+    "fibers.Channel.put": waiting_put(fibers.Channel),
+    "fibers.Condition.acquire": held_elsewhere(fibers.Condition),
+    "fibers.Condition.wait": of(notified, "wait"),
+    "fibers.Condition.wait_for": lambda: functools.partial(notified().wait_for, lambda: fibers.now() >= 1),
+    "fibers.Event.wait": waiting(fibers.Event, "wait", lambda event: event.set()),
+    "fibers.Fiber.exception": of(sleeping, "exception"),
+    "fibers.Fiber.join": of(sleeping, "join"),
+    "fibers.Fiber.result": of(sleeping, "result"),
+    "fibers.Lock.acquire": held_elsewhere(fibers.Lock),
+    "fibers.RLock.acquire": held_elsewhere(fibers.RLock),
+    "fibers.RWLock.acquire_read": held_elsewhere(fibers.RWLock, "acquire_read", "release_read"),
+    "fibers.RWLock.acquire_write": held_elsewhere(fibers.RWLock, "acquire_write", "release_write"),
+    "fibers.Receiver.get": of(receiving, "get"),
+    "fibers.Semaphore.acquire": waiting(lambda: fibers.Semaphore(0), "acquire", lambda s: s.release()),
+    "fibers.Watch.wait": watch_later,
+    "fibers.any": plain(fibers.any, int),
+    "fibers.as_completed": lambda: lambda: list(fibers.as_completed([sleeping()])),
+    "fibers.checkpoint": plain(fibers.checkpoint),
+    "fibers.first": plain(fibers.first, int),
+    "fibers.gather": plain(fibers.gather, int),
+    "fibers.interval": ticks,
+    "fibers.map": plain(fibers.map, int, [1]),
+    "fibers.park": parked,
+    "fibers.select": select_later,
+    "fibers.sleep": plain(fibers.sleep, 0),
+    "fibers.sleep_until": plain(fibers.sleep_until, 0),
+    "fibers.to_thread": plain(fibers.to_thread, int),
+    "fibers.wait_readable": readable,
+    "fibers.wait_writable": writable,
+    "fibers.net.Listener.accept": accepted,
+    "fibers.net.Listener.close": closed_in_use(listener, "accept"),
+    "fibers.net.Stream.close": closed_in_use(one_end(net.socketpair), "recv", 1),
+    "fibers.net.connect": connected,
+    "fibers.net.getaddrinfo": plain(net.getaddrinfo, "localhost", 80),
+    "fibers.net.listen": lambda: lambda: OPEN.append(net.listen(("localhost", 0))),
+    "fibers.net.serve": served,
+    "fibers.testing.wait_all_blocked": plain(testing.wait_all_blocked),
+}
+
+for queue in (fibers.Queue, fibers.LifoQueue, fibers.PriorityQueue):
+    row = f"fibers.{queue.__name__}"
+    full = functools.partial(filled, queue)
+    taken = functools.partial(undone, queue)
+    for look in ("empty", "full", "qsize", "shutdown", "join"):
+        AT_ONCE[f"{row}.{look}"] = of(queue, look)
+    for verb in ("get", "get_nowait"):
+        AT_ONCE[f"{row}.{verb}"] = of(full, verb)
+    for verb in ("put", "put_nowait"):
+        AT_ONCE[f"{row}.{verb}"] = of(queue, verb, 1)
+    AT_ONCE[f"{row}.task_done"] = of(taken, "task_done")
+    WAITS[f"{row}.get"] = waiting(queue, "get", put_one)
+    WAITS[f"{row}.put"] = waiting_put(full)
+    WAITS[f"{row}.join"] = waiting(taken, "join", task_done)
+
+for row, pair in (("fibers.net.Stream", net.socketpair), ("fibers.testing.MemoryStream", testing.memory_stream_pair)):
+    for name, args in {"close": (), "gettimeout": (), "settimeout": (1,), "shutdown": (socket.SHUT_WR,)}.items():
+        AT_ONCE[f"{row}.{name}"] = stream(pair, name, *args)
+    WAITS[f"{row}.recv"] = receives(pair, "recv", 10)
+    WAITS[f"{row}.recv_into"] = receives(pair, "recv_into", bytearray(10))
+    WAITS[f"{row}.recv_exactly"] = receives(pair, "recv_exactly", 3)
+    WAITS[f"{row}.recv_until"] = receives(pair, "recv_until", b"\n")
+    WAITS[f"{row}.send"] = sends(pair, "send")
+    WAITS[f"{row}.sendall"] = sends(pair, "sendall")
+    WAITS[f"{row}.sendmsg"] = sends(pair, "sendmsg", lambda data: [data, data])
+
+
+@pytest.fixture(autouse=True)
+def close_what_is_open() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def in_a_fiber(setup: Setup, assertion: Callable[[], Any]) -> None:
+    def main() -> None:
+        call = setup()
+        with assertion():
+            call()
+
+    fibers.run(main, clock=testing.Clock(autojump=True))
+
+
+def test_the_tables_have_every_public_function_that_may_return_at_once_and_every_one_that_may_park() -> None:
+    assert set(AT_ONCE) == {name for name in CALLABLES if PARKS.get(name) != CANCEL_POINT}
+    assert set(WAITS) == {name for name in CALLABLES if name in PARKS}
+
+
+@pytest.mark.parametrize("name", sorted(AT_ONCE))
+def test_what_need_not_wait_does_not_park(name: str) -> None:
+    in_a_fiber(AT_ONCE[name], testing.assert_does_not_park)
+
+
+@pytest.mark.parametrize("name", sorted(WAITS))
+def test_what_must_wait_parks(name: str) -> None:
+    in_a_fiber(WAITS[name], testing.assert_parks)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in WAITS if PARKS[name] != NEVER))
+def test_what_must_wait_is_a_cancel_point(name: str) -> None:
+    def main() -> None:
+        call = WAITS[name]()
+        with fibers.move_on_after() as scope:
+            scope.cancel()
+            call()
+            fibers.checkpoint()  # for the rows that report an exception as a value
+        assert scope.cancelled_caught
+
+    fibers.run(main, clock=testing.Clock(autojump=True), cleanup_grace=0)
