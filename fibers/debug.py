@@ -39,7 +39,8 @@ LOG = logging.getLogger("fibers.debug")
 STALL_LIMIT = 0.1  # seconds; semantics.md N6
 LOOKS = 4  # of the stall detector in that time
 TREE_LIMIT = 200  # fibers that the message of a DeadlockError describes
-OUR_CODE = str(Path(__file__).parent)
+PLACES = 4  # calls of each, there
+OUR_CODE = str(Path(__file__).parent) + os.sep
 UNUSABLE = {"SIGKILL", "SIGSTOP", "SIGINT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGCHLD"}
 RUN, PARK, WAKE, SPAWN, CANCEL, END = range(6)
 OUTCOMES = ("none", "finished", "failed", "cancelled")
@@ -129,22 +130,22 @@ def stack_of(core: Core, fiber: Fiber[object], *, with_source: bool = True) -> t
 
 
 def describe(core: Core) -> str:
-    """Draw the tree of unfinished fibers, a line each: what it waits for, and where in the user's code."""
+    """Draw the tree of unfinished fibers: what each waits for, and below where in the user's code."""
     lines: list[str] = []
-    for depth, fiber in walk(core._main):
-        if len(lines) == TREE_LIMIT:
+    for count, (depth, fiber) in enumerate(walk(core._main)):
+        if count == TREE_LIMIT:
             lines.append(f"  ... and {core._stats()['fibers'] - TREE_LIMIT} more")
             break
-        lines.append(f"{'  ' * (depth + 1)}{fiber!r}{where(core, fiber)}")
+        indent = "  " * (depth + 1)
+        lines.append(f"{indent}{fiber!r}")
+        lines += [f"{indent}    at {place}" for place in places(core, fiber)]
     return "\n".join(lines)
 
 
-def where(core: Core, fiber: Fiber[object]) -> str:
-    """Find the innermost line of the fiber that is not ours."""
-    for entry in reversed(stack_of(core, fiber, with_source=False)):
-        if not entry.filename.startswith(OUR_CODE):
-            return f" at {entry.filename}:{entry.lineno} in {entry.name}"
-    return ""
+def places(core: Core, fiber: Fiber[object]) -> list[str]:
+    """List the innermost calls of the fiber that are not ours, innermost first."""
+    user = [entry for entry in stack_of(core, fiber, with_source=False) if not entry.filename.startswith(OUR_CODE)]
+    return [f"{entry.filename}:{entry.lineno} in {entry.name}" for entry in reversed(user[-PLACES:])]
 
 
 def dump_signal() -> int | None:

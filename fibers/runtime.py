@@ -194,6 +194,8 @@ def run(
         raise ValueError(msg)
     if shuffle_seed is None:
         shuffle_seed = seed_from_environment()
+    elif not isinstance(shuffle_seed, int):
+        raise TypeError(f"a seed is an integer, got {shuffle_seed!r}")
     if debug is None:
         debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")
     dump_signal = debugging.dump_signal()

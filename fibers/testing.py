@@ -237,6 +237,9 @@ class MemoryStream(Framed):
     def recv_into(self, buffer: WriteableBuffer, /) -> int:
         """Receive into a writable buffer; the number of bytes, 0 at the end. Parks; a cancel point."""
         with memoryview(buffer).cast("B") as view:
+            if view.readonly:
+                msg = "recv_into needs a writable buffer"
+                raise TypeError(msg)
             data = self.recv(len(view))
             view[: len(data)] = data
         return len(data)

@@ -23,6 +23,7 @@ RULES = {
     *(f"J{n}" for n in range(1, 4)),
     "K1",
     *(f"M{n}" for n in range(1, 5)),
+    *(f"N{n}" for n in range(1, 7)),
     "O1",
     "O3",
     "O4",

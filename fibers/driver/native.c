@@ -262,7 +262,7 @@ static int wait_for_work(Runtime *rt)
             }
             if (rt->timers.slots[0].when != INT64_MAX) {
                 if (rt->timers.slots[0].when > rt->clock)
-                    rt->clock = rt->timers.slots[0].when;
+                    rt->seen = rt->clock = rt->timers.slots[0].when;
                 return 1;
             }
         }

@@ -978,6 +978,8 @@ static PyObject *runtime_clock(Runtime *rt, PyObject *const *argv, Py_ssize_t n)
         return NULL;
     rt->virtual = (uint8_t)kind;
     rt->clock += ns < 0 || ns > INT64_MAX / 2 - rt->clock ? 0 : ns;
+    if (rt->virtual)
+        rt->seen = rt->clock;
     Py_RETURN_NONE;
 }
 
