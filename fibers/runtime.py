@@ -108,7 +108,7 @@ class Runtime:
         """Count what the run has done since it began. Any thread.
 
         fibers: unfinished now · spawned: fibers ever made, main included · switches: from one fiber to another ·
-        operations: given to the driver · completions: operations that ended · cancels: operations asked to end early ·
+        operations: asked of the driver · completions: operations that ended · cancels: operations asked to end early ·
         enters: system calls of the driver · waits: those that could sleep · wakes: from other threads and signals ·
         timers: armed now · carriers: idle stacks kept for the next fibers.
         """

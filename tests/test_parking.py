@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from helpers import raised
 from test_tidy import CALLABLES, CANCEL_POINT, NEVER, PARKS
 
 import fibers
-from fibers import net, testing
+from fibers import net, process, testing
 
 Call = Callable[[], object]
 Setup = Callable[[], Call]
@@ -303,6 +304,35 @@ def closed_in_use(make: Callable[[], Any], method: str, *args: Any) -> Setup:
     return setup
 
 
+CHILDREN: list[process.Popen] = []
+
+
+def child(command: str = "sleep 9") -> process.Popen:
+    made = process.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    CHILDREN.append(made)
+    return made
+
+
+def end_children() -> None:
+    while CHILDREN:
+        made = CHILDREN.pop()
+        made.kill()
+        made.__exit__(None, None, None)
+
+
+def stdout(command: str = "sleep 0.05; echo 12") -> Any:
+    return child(command).stdout
+
+
+def stdin() -> Any:
+    pipe = child("sleep 0.05; cat > /dev/null").stdin
+    assert pipe is not None
+    os.set_blocking(pipe.fileno(), False)
+    fill_up(lambda: os.write(pipe.fileno(), bytes(65536)))
+    os.set_blocking(pipe.fileno(), True)
+    return pipe
+
+
 def the_clock() -> testing.Clock:
     clock = fibers.runtime()._core.clock
     assert clock is not None
@@ -467,6 +497,19 @@ WAITS: dict[str, Setup] = {
     "fibers.testing.wait_all_blocked": plain(testing.wait_all_blocked),
 }
 
+for name, args in {"fileno": (), "gettimeout": (), "settimeout": (1,), "close": ()}.items():
+    AT_ONCE[f"fibers.process.Pipe.{name}"] = of(stdout, name, *args)
+for name, args in {"kill": (), "poll": (), "send_signal": (signal.SIGTERM,), "terminate": ()}.items():
+    AT_ONCE[f"fibers.process.Popen.{name}"] = of(child, name, *args)
+for name, argument in {"recv": 10, "recv_into": bytearray(10), "recv_exactly": 3, "recv_until": b"\n"}.items():
+    WAITS[f"fibers.process.Pipe.{name}"] = of(stdout, name, argument)
+WAITS["fibers.process.Pipe.close"] = closed_in_use(functools.partial(stdout, "sleep 9"), "recv", 1)
+WAITS["fibers.process.Pipe.send"] = of(stdin, "send", b"more")
+WAITS["fibers.process.Pipe.sendall"] = of(stdin, "sendall", b"more")
+WAITS["fibers.process.Popen.wait"] = of(functools.partial(child, "sleep 0.05"), "wait")
+WAITS["fibers.process.Popen.communicate"] = of(functools.partial(child, "sleep 0.05"), "communicate")
+WAITS["fibers.process.run"] = plain(process.run, ["sleep", "0.05"])
+
 for queue in (fibers.Queue, fibers.LifoQueue, fibers.PriorityQueue):
     row = f"fibers.{queue.__name__}"
     full = functools.partial(filled, queue)
@@ -507,7 +550,14 @@ def in_a_fiber(setup: Setup, assertion: Callable[[], Any]) -> None:
         with assertion():
             call()
 
-    fibers.run(main, clock=testing.Clock(autojump=True))
+    fibers.run(tidied, main, clock=testing.Clock(autojump=True))
+
+
+def tidied(main: Callable[[], None]) -> None:
+    try:
+        main()
+    finally:
+        end_children()
 
 
 def test_the_tables_have_every_public_function_that_may_return_at_once_and_every_one_that_may_park() -> None:
@@ -535,4 +585,4 @@ def test_what_must_wait_is_a_cancel_point(name: str) -> None:
             fibers.checkpoint()  # for the rows that report an exception as a value
         assert scope.cancelled_caught
 
-    fibers.run(main, clock=testing.Clock(autojump=True), cleanup_grace=0)
+    fibers.run(tidied, main, clock=testing.Clock(autojump=True), cleanup_grace=0)

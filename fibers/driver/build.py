@@ -55,7 +55,7 @@ struct fb_op {
     void *owner;
     ...;
 };
-struct fb_counters { uint64_t submits, completions, cancels, enters, waits, wakes, starved; };
+struct fb_counters { uint64_t submits, completions, cancels, enters, waits, wakes, starved, attempts; };
 struct fb_verbs { const char *name; int (*ready)(struct fb_driver *); ...; };
 struct fb_driver {
     const struct fb_verbs *verbs;

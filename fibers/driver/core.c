@@ -22,8 +22,11 @@ int64_t fb_now(void)
 
 int fb_attempt(struct fb_driver *d, struct fb_op *op)
 {
+    int done;
     assert(op->state == FB_IDLE);
-    return d->verbs->attempt(d, op);
+    done = d->verbs->attempt(d, op);
+    d->count.attempts += done != 0;
+    return done;
 }
 
 void fb_submit(struct fb_driver *d, struct fb_op *op)

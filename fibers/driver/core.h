@@ -101,6 +101,7 @@ struct fb_op {
 
 struct fb_counters {
     uint64_t submits, completions, cancels, enters, waits, wakes, starved;
+    uint64_t attempts;        /* that performed their op at once: it was not submitted */
 };
 
 struct fb_driver;

@@ -952,7 +952,8 @@ static PyObject *runtime_stats(Runtime *rt, PyObject *ignored)
     (void)ignored;
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I}", "fibers", (unsigned long long)rt->fibers,
                          "spawned", (unsigned long long)rt->spawned, "switches", (unsigned long long)rt->switches,
-                         "operations", (unsigned long long)c->submits, "completions", (unsigned long long)c->completions,
+                         "operations", (unsigned long long)(c->submits + c->attempts), "completions",
+                         (unsigned long long)(c->completions + c->attempts),
                          "cancels", (unsigned long long)c->cancels, "enters", (unsigned long long)c->enters, "waits",
                          (unsigned long long)c->waits, "wakes", (unsigned long long)c->wakes, "timers", rt->timers.len,
                          "carriers", rt->pooled);
