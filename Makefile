@@ -26,7 +26,7 @@ PIP := -m pip --disable-pip-version-check -q
 PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TEST_ENV))/bin/pytest \
 	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
-.PHONY: help demo test lint types bench build soak sanitize develop packages clean
+.PHONY: help demo test lint types bench table build soak sanitize develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -47,6 +47,9 @@ types: $(VENV)/lint.stamp  ## mypy --strict
 
 bench: $(VENV)/bench.stamp  ## every benchmark beside its peers; one of them: BENCH=echo ARGS='--json'
 	$(VENV)/bin/python -m benchmarks $(BENCH) $(ARGS)
+
+table: $(VENV)/bench.stamp  ## what cancellation does in fibers, trio, asyncio and gevent, side by side
+	$(VENV)/bin/python examples/cancellation_table.py
 
 build: $(SDIST)  ## the sdist and a wheel of it, in dist/
 	$(TEST_ENV)/bin/python $(PIP) wheel --no-deps -w dist dist/fibers_io-*.tar.gz

@@ -164,3 +164,29 @@ def test_demo_shows_the_tree_and_leaves_nothing_behind() -> None:
     assert re.search(r"^ +handler x 100$", child.stdout, re.MULTILINE)
     assert re.search(r"the client saw 100 connections closed$", child.stdout, re.MULTILINE)
     assert re.search(r"^left over +0 fibers, 0 descriptors$", child.stdout, re.MULTILINE)
+
+
+# cancellation_table
+
+FIBERS_COLUMN = [
+    "completes",
+    "is cut off",
+    "raised 4 of 4 times",
+    "starts",
+    "bare KeyError",
+    "KeyError",
+    "bare SystemExit",
+    "bare ConnectionResetError",
+]
+
+
+def test_cancellation_table_shows_what_fibers_promises() -> None:
+    """The other columns are what those libraries do; they are there if the libraries are."""
+    child = run(EXAMPLES / "cancellation_table.py")
+    assert child.returncode == 0, child.stderr
+    assert child.stderr == ""
+    titles, _rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in child.stdout.splitlines())
+    assert titles == ["", "fibers", "trio", "asyncio", "gevent"]
+    assert [row[1] for row in rows] == FIBERS_COLUMN
+    for row in rows:
+        assert all(row[2:]), row
