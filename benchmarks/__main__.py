@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "spawn": "spawn and join a fiber",
     "switch": "pass a checkpoint while another fiber is ready",
     "roundtrip": "64 bytes to another fiber over a socket pair, and back",
-    "primitives": "hand an item to another fiber, through a buffer of one and without",
+    "primitives": "hand an item to another fiber; locks, semaphores and queues",
     "memory": "resident memory of a parked fiber",
     "timers": "enter and leave a timeout; sleep among many sleepers",
     "threads": "a call on a worker thread and back",

@@ -31,6 +31,7 @@ PEERS = {
 }
 LOOPS = ("fibers", "gevent", "asyncio", "uvloop", "trio")
 ALL = (*LOOPS, "threading")
+GREEN = ("fibers", "gevent")
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,17 @@ BENCHMARKS = {
         [Budget(1.0, "gevent")],
         {"asyncio": 5_000, "uvloop": 5_000, "trio": 5_000},
     ),
+    "lock": Benchmark("acquire and release a free lock", "us", 1_000_000, GREEN, [Budget(0.25)]),
+    "handover": Benchmark("a lock that two fibers want, kept for a checkpoint each time", "us", 200_000, GREEN),
+    "semaphore": Benchmark("acquire and release a semaphore that has permits", "us", 1_000_000, GREEN),
+    "queue": Benchmark("put an item into a queue and get it", "us", 500_000, GREEN),
 }
 # The tables of each subcommand.
 SUBCOMMANDS = {
     "spawn": ["spawn"],
     "switch": ["switch"],
     "roundtrip": ["roundtrip"],
-    "primitives": ["handoff", "rendezvous"],
+    "primitives": ["handoff", "rendezvous", "lock", "handover", "semaphore", "queue"],
     "memory": ["memory"],
     "timers": ["timeout", "sleep"],
     "threads": ["thread"],

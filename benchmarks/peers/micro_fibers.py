@@ -154,6 +154,66 @@ def thread(count: int) -> float:
     return fibers.run(main)
 
 
+def lock(count: int) -> float:
+    """Acquire and release a free lock."""
+
+    def main() -> float:
+        free = fibers.Lock()
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            with free:
+                pass
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def handover(count: int) -> float:
+    """Hand a lock from one fiber to another."""
+
+    def main() -> float:
+        wanted = fibers.Lock()
+
+        def loop() -> None:
+            for _ in range(count // 2):
+                with wanted:
+                    fibers.checkpoint()
+
+        watch = sample.Stopwatch()
+        fibers.gather(loop, loop)
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def semaphore(count: int) -> float:
+    """Acquire and release a semaphore that has permits."""
+
+    def main() -> float:
+        permits = fibers.Semaphore(2)
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            with permits:
+                pass
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
+def put_and_get(count: int) -> float:
+    """Put an item into a queue and get it."""
+
+    def main() -> float:
+        items: fibers.Queue = fibers.Queue()
+        watch = sample.Stopwatch()
+        for _ in range(count):
+            items.put(1)
+            items.get()
+        return watch.microseconds(count)
+
+    return fibers.run(main)
+
+
 if __name__ == "__main__":
     sample.main(
         {
@@ -166,5 +226,9 @@ if __name__ == "__main__":
             "timeout": timeout,
             "sleep": sleep,
             "thread": thread,
+            "lock": lock,
+            "handover": handover,
+            "semaphore": semaphore,
+            "queue": put_and_get,
         }
     )

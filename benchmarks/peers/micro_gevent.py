@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import gevent
+import gevent.lock
 from gevent import queue, socket
 
 from benchmarks import sample
@@ -122,6 +123,50 @@ def thread(count: int) -> float:
     return watch.microseconds(count)
 
 
+def lock(count: int) -> float:
+    """Acquire and release a free lock."""
+    free = gevent.lock.RLock()
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        with free:
+            pass
+    return watch.microseconds(count)
+
+
+def handover(count: int) -> float:
+    """Hand a lock from one greenlet to another."""
+    wanted = gevent.lock.RLock()
+
+    def loop() -> None:
+        for _ in range(count // 2):
+            with wanted:
+                gevent.sleep(0)
+
+    watch = sample.Stopwatch()
+    gevent.joinall([gevent.spawn(loop), gevent.spawn(loop)], raise_error=True)
+    return watch.microseconds(count)
+
+
+def semaphore(count: int) -> float:
+    """Acquire and release a semaphore that has permits."""
+    permits = gevent.lock.Semaphore(2)
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        with permits:
+            pass
+    return watch.microseconds(count)
+
+
+def put_and_get(count: int) -> float:
+    """Put an item into a queue and get it."""
+    items: queue.Queue[int] = queue.Queue()
+    watch = sample.Stopwatch()
+    for _ in range(count):
+        items.put(1)
+        items.get()
+    return watch.microseconds(count)
+
+
 if __name__ == "__main__":
     sample.main(
         {
@@ -134,5 +179,9 @@ if __name__ == "__main__":
             "timeout": timeout,
             "sleep": sleep,
             "thread": thread,
+            "lock": lock,
+            "handover": handover,
+            "semaphore": semaphore,
+            "queue": put_and_get,
         }
     )
