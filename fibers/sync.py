@@ -66,7 +66,7 @@ class Lock:
             owner._unwatch(self._abandon)
             waiter = self._waiters.wake_first()
             self._owner = None if waiter is None else waiter.fiber
-            if waiter is not None and self._waiters:
+            if waiter is not None:
                 waiter.fiber._watch(self._abandon)
         else:
             self._owner = None

@@ -4,6 +4,7 @@
 import contextlib
 import functools
 import gc
+import heapq
 import math
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from helpers import Boom, bounded, fail, nap, near, raised
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import fibers
 
@@ -1794,5 +1797,171 @@ def test_i1_a_failure_inside_the_block_releases_the_lock() -> None:
             fail(boom)
         assert lock.acquire_write(timeout=0) is True
         lock.release_write()
+
+    run(main)
+
+
+# Against a model
+
+PLANS = st.lists(
+    st.tuples(
+        st.integers(0, 2000),  # when it asks for the lock
+        st.none() | st.integers(1, 2000),  # its timeout
+        st.integers(1, 2000),  # how long it keeps it
+        st.none() | st.integers(0, 4000),  # when it is cancelled
+    ),
+    max_size=8,
+)
+
+
+def model(plans: list[tuple[int, int | None, int, int | None]]) -> list[tuple[int, int, str]]:
+    """What happens to each plan, and when: a queue on paper. Examples with two events at one time are dropped."""
+    events = [(start, number, "ask") for number, (start, _, _, _) in enumerate(plans)]
+    events += [(plan[3], number, "cancel") for number, plan in enumerate(plans) if plan[3] is not None]
+    heapq.heapify(events)
+    log: list[tuple[int, int, str]] = []
+    queue: list[int] = []
+    live = set(range(len(plans)))
+    owner = None
+    last = -1
+    while events:
+        time, number, event = heapq.heappop(events)
+        assume(time != last)
+        last = time
+        if number not in live or (event == "late" and number not in queue):
+            continue
+        if event == "ask":
+            queue.append(number)
+            timeout = plans[number][1]
+            if timeout is not None:
+                heapq.heappush(events, (time + timeout, number, "late"))
+        else:
+            live.remove(number)
+            if event != "release":
+                log.append((time, number, event))
+            if number in queue:
+                queue.remove(number)
+            if owner == number:
+                owner = None
+        if owner is None and queue:
+            owner = queue.pop(0)
+            log.append((time, owner, "got"))
+            heapq.heappush(events, (time + plans[owner][2], owner, "release"))
+    return sorted(log)
+
+
+@pytest.mark.parametrize("kind", ["Lock", "RLock", "Semaphore", "RWLock"])
+@given(plans=PLANS)
+@settings(deadline=None, max_examples=60)
+def test_i1_who_has_the_lock_when_is_what_a_model_says(
+    kind: str, plans: list[tuple[int, int | None, int, int | None]]
+) -> None:
+    """Rule I2: timeouts and cancellations take a waiter out, and nobody else."""
+    expected = model(plans)
+    log: list[tuple[float, int, str]] = []
+
+    def main() -> None:
+        lock = getattr(fibers, kind)()
+        acquire, release = ("acquire_write", "release_write") if kind == "RWLock" else ("acquire", "release")
+
+        def worker(number: int, start: int, timeout: int | None, keep: int) -> None:
+            try:
+                fibers.sleep(start)
+                if getattr(lock, acquire)(timeout=timeout or (None if kind == "Semaphore" else -1)):
+                    try:
+                        log.append((fibers.now(), number, "got"))
+                        fibers.sleep(keep)
+                    finally:
+                        getattr(lock, release)()
+                else:
+                    log.append((fibers.now(), number, "late"))
+            except fibers.Cancelled:
+                log.append((fibers.now(), number, "cancel"))
+                raise
+
+        for number, (start, timeout, keep, cancelled) in enumerate(plans):
+            handle = fibers.spawn(worker, number, start, timeout, keep)
+            if cancelled is not None:
+                fibers.spawn(lambda when, handle: (fibers.sleep(when), handle.cancel()), cancelled, handle)
+
+    run(main)
+    assert sorted(log) == expected
+
+
+# What only a mutant has shown to be untested
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_i3_a_lock_says_that_it_is_broken_without_a_wait_too(kind: str) -> None:
+    def main() -> None:
+        lock = getattr(fibers, kind)()
+        fibers.spawn(lock.acquire).join()
+        with pytest.raises(fibers.BrokenLockError, match="has ended without releasing it"):
+            lock.acquire(blocking=False)
+
+    run(main)
+
+
+def test_i3_a_lock_that_is_held_is_not_acquired_again_without_a_wait_either() -> None:
+    def main() -> None:
+        lock = fibers.Lock()
+        with lock, pytest.raises(RuntimeError, match="holds it already"):
+            lock.acquire(blocking=False)
+
+    run(main)
+
+
+def test_i3_an_rlock_acquired_twice_is_released_by_its_owner_only() -> None:
+    def main() -> None:
+        lock = fibers.RLock()
+        with lock, lock:
+            assert isinstance(fibers.spawn(raised, lock.release).result(), RuntimeError)
+            assert fibers.spawn(lock.acquire, False).result() is False
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_i3_who_was_handed_the_lock_is_watched_for_those_who_still_wait(kind: str) -> None:
+    def main() -> None:
+        lock = getattr(fibers, kind)()
+        with lock:
+            fibers.spawn(lock.acquire)  # ends with it
+            waiter = fibers.spawn(raised, lock.acquire)
+            fibers.checkpoint()
+        assert isinstance(waiter.result(), fibers.BrokenLockError)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+@pytest.mark.parametrize("how", ["handed over", "given up"])
+def test_i3_the_end_of_an_earlier_owner_means_nothing(kind: str, how: str) -> None:
+    """It was watched while somebody waited for it, and is not any more."""
+
+    def main() -> None:
+        lock = getattr(fibers, kind)()
+
+        start = fibers.now()
+
+        def earlier() -> None:
+            with lock:
+                fibers.sleep(2)
+            fibers.sleep(2)
+
+        if how == "handed over":
+            with lock:
+                first = fibers.spawn(earlier)
+                fibers.checkpoint()
+        else:
+            first = fibers.spawn(earlier)
+            fibers.checkpoint()
+            assert lock.acquire(timeout=1) is False
+        with fibers.scope() as s:
+            fibers.sleep_until(start + 3)
+            with lock:
+                waiter = s.spawn(raised, hold, lock, 1)
+                first.join()
+            assert waiter.result() is None
 
     run(main)
