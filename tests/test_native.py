@@ -180,6 +180,7 @@ def test_keyboard_interrupt_reaches_main_and_the_default_handler_is_restored() -
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_ends_the_run_in_the_child_with_the_forking_fiber() -> None:
     """M4, the part that protects the parent: siblings do not run in the child, the parent's ring is not disturbed."""
 
@@ -215,6 +216,7 @@ def test_fork_ends_the_run_in_the_child_with_the_forking_fiber() -> None:
     assert fibers.run(main) == 7
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_run_works_anew_in_a_forked_child() -> None:
     def main() -> int:
         pid = os.fork()
@@ -311,6 +313,7 @@ print("parent", result)
     assert "in the child" not in done.stdout
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_the_child_of_a_fork_has_nothing_of_the_run() -> None:
     stream: Any
     reader: Any
@@ -341,6 +344,45 @@ def test_the_child_of_a_fork_has_nothing_of_the_run() -> None:
             assert reader.result() == b"still here"
 
     stream = reader = runtime = None
+    fibers.run(main)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_primitives_that_outlive_a_fork_know_who_does_not_exist() -> None:
+    """M4: what a sibling held is broken, whoever waited is passed over."""
+
+    def holder() -> None:
+        with held:
+            fibers.sleep(1000)
+
+    def anew() -> None:
+        assert isinstance(raised(held.acquire), fibers.BrokenLockError)
+        with mine:
+            pass
+        channel.put(1)
+        assert channel.get() == 1
+        assert fibers.to_thread(int) == 0
+        event.set()
+
+    def look() -> None:
+        mine.release()  # not to the one who waits in the parent
+        assert not mine.locked()
+        fibers.run(anew)
+        os.write(1, b"ok")
+
+    def main() -> None:
+        assert fibers.to_thread(int) == 0
+        with fibers.scope() as s:
+            s.spawn(holder)
+            mine.acquire()
+            for wait in (mine.acquire, channel.get, event.wait):
+                s.spawn(wait)
+            fibers.checkpoint()
+            assert forked(look) == (0, "ok")
+            s.cancel()
+
+    held, mine, event = fibers.Lock(), fibers.Lock(), fibers.Event()
+    channel: fibers.Channel[int] = fibers.Channel(1)
     fibers.run(main)
 
 

@@ -598,3 +598,96 @@ def test_popen_communicate_refuses_text() -> None:
             child.stdin.close()
 
     bounded(main)
+
+
+# What has no pidfds, no end of output, or no descriptor left.
+
+
+@pytest.mark.parametrize("refusal", [OSError(38, "no such call"), None], ids=["kernel", "python"])
+def test_without_pidfds_a_thread_waits(monkeypatch: pytest.MonkeyPatch, refusal: OSError | None) -> None:
+    if refusal is None:
+        monkeypatch.delattr(os, "pidfd_open")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", lambda _pid: fail(refusal))
+
+    def main() -> None:
+        assert fibers.process.run(["sh", "-c", "exit 3"]).returncode == 3
+        with fibers.process.Popen(["cat"], stdin=PIPE) as child:
+            assert isinstance(raised(child.wait, timeout=0.01), subprocess.TimeoutExpired)
+        assert child.returncode == 0
+        with fibers.move_on_after(0.05) as limit:
+            fibers.process.run(["sleep", "1000"])
+        assert limit.cancelled_caught
+
+    bounded(main)
+
+
+def test_popen_left_normally_ends_a_child_that_writes_for_ever() -> None:
+    def main() -> None:
+        with fibers.process.Popen(["yes"], stdout=PIPE) as child:
+            assert child.stdout.recv_until(b"\n") == b"y\n"
+        assert child.returncode == -signal.SIGPIPE
+
+    bounded(main)
+
+
+def test_popen_streams_give_lines() -> None:
+    def main() -> None:
+        with fibers.process.Popen(["printf", r"one\n\ntwo"], stdout=PIPE) as child:
+            assert list(child.stdout) == [b"one\n", b"\n", b"two"]
+
+    bounded(main)
+
+
+def test_a_cancelled_sendall_breaks_the_pipe() -> None:
+    """Rule F7: nobody appends to half a message."""
+
+    def main() -> None:
+        with fibers.process.Popen(["sleep", "0.3"], stdin=PIPE) as child:
+            with fibers.move_on_after(0.05) as limit:
+                child.stdin.sendall(MEBIBYTE)
+            assert limit.cancelled_caught
+            error = raised(child.stdin.sendall, b"x")
+            assert isinstance(error, BrokenPipeError)
+            assert "65536 of 1048576 bytes" in str(error)
+
+    bounded(main)
+
+
+def test_closing_a_pipe_ends_the_receive_of_another_fiber() -> None:
+    """Rule F6."""
+
+    def main() -> None:
+        with fibers.process.Popen(["cat"], stdin=PIPE, stdout=PIPE) as child, fibers.supervisor() as s:
+            reader = s.spawn(child.stdout.recv, 1)
+            fibers.checkpoint()
+            assert "1 waiting" in repr(child.stdout)
+            child.stdout.close()
+            error = reader.exception()
+            assert isinstance(error, OSError)
+            assert repr(child.stdout) == "<Pipe closed>"
+
+    bounded(main)
+
+
+def test_popen_that_can_not_have_its_streams_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        error = OSError(24, "too many open files")
+        monkeypatch.setattr(os, "dup", lambda _fd: fail(error))
+        assert raised(fibers.process.Popen, ["sleep", "1000"], stdout=PIPE) is error
+
+    bounded(main)
+
+
+def test_ctrl_c_during_the_grace_kills_and_reaps() -> None:
+    def main() -> None:
+        with fibers.process.Popen(["sh", "-c", DOES_NOT_LISTEN], stdout=PIPE, grace=1000) as child:
+            started.append(child)
+            child.stdout.recv_until(b"\n")
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+            raise Boom
+
+    started: list[Any] = []
+    error = raised(fibers.run, main)
+    assert type(error) is KeyboardInterrupt
+    assert started[0].returncode == -signal.SIGKILL
