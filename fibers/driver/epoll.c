@@ -86,8 +86,7 @@ static int epoll_wait_for(int poller, struct fb_event *events, int64_t timeout_n
     return n;
 }
 
-/* It is the same object as the parent's: nothing may be removed from it. */
-static void epoll_abandon(int poller) { close(poller); }
+static void epoll_close(int poller) { close(poller); }
 
 const struct fb_poller fb_epoll = {
     .name = "epoll",
@@ -98,5 +97,6 @@ const struct fb_poller fb_epoll = {
     .disarm = epoll_disarm,
     .watch_pipe = epoll_watch_pipe,
     .wait = epoll_wait_for,
-    .abandon = epoll_abandon,
+    .close = epoll_close,
+    .abandon = epoll_close, /* it is the same object as the parent's: nothing may be removed from it */
 };

@@ -100,6 +100,8 @@ static int kqueue_wait(int poller, struct fb_event *events, int64_t timeout_ns)
     return n;
 }
 
+static void kqueue_close(int poller) { close(poller); }
+
 /* A kqueue is not inherited: unless this system's is, the number is free here, or a stranger's. */
 static void kqueue_abandon(int poller)
 {
@@ -116,5 +118,6 @@ const struct fb_poller fb_kqueue = {
     .disarm = kqueue_disarm,
     .watch_pipe = kqueue_watch_pipe,
     .wait = kqueue_wait,
+    .close = kqueue_close,
     .abandon = kqueue_abandon,
 };

@@ -1092,7 +1092,7 @@ static void readiness_close(struct fb_driver *d)
         }
     }
     close_unclaimed(r);
-    close(r->poll_fd);
+    r->poller->close(r->poll_fd);
     fb_driver_fini(d);
     free_all(r);
 }
@@ -1185,7 +1185,7 @@ struct fb_driver *fb_readiness_new(const char *name, const struct fb_readiness_c
     *error = 0;
     return &r->base;
 no_watch:
-    close(r->poll_fd);
+    r->poller->close(r->poll_fd);
 no_poller:
     fb_driver_fini(&r->base);
 no_buffers:

@@ -41,6 +41,7 @@ struct fb_poller {
     int (*watch_pipe)(int poller, int fd);
     /* How many events, or -errno. < 0 ns: no limit. 0 on a signal. */
     int (*wait)(int poller, struct fb_event *events, int64_t timeout_ns);
+    void (*close)(int poller);
     /* In the child of a fork: let go of the parent's, if it is there at all. */
     void (*abandon)(int poller);
 };

@@ -45,7 +45,7 @@ build() {
     mkdir "$folder"
     tar -c --exclude=__pycache__ --exclude='*.so' setup.py pyproject.toml README.md LICENSE fibers tests examples |
         tar -x -C "$folder"
-    (cd "$folder" && FIBERS_CFLAGS="$2" FIBERS_LDFLAGS="$2" "$python" setup.py -q build_ext --inplace) \
+    (cd "$folder" && FIBERS_STAND_IN=1 FIBERS_CFLAGS="$2" FIBERS_LDFLAGS="$2" "$python" setup.py -q build_ext --inplace) \
         >"$work/$1.log" 2>&1 || { cat "$work/$1.log"; echo "sanitize: $1 did not build" >&2; return 1; }
 }
 
@@ -61,8 +61,9 @@ sanitized() {
 say "building"
 build contract "$flags" & contract=$!
 build suite "$flags --param asan-stack=0" & suite=$!
-"$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -pthread -Ifibers/driver -DFIBERS_EPOLL tests/driver/stress.c \
-    fibers/driver/{core,uring,readiness,workers,epoll}.c -o "$work/stress" -luring
+"$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -pthread -Ifibers/driver -Itests/driver/kqueue -DFIBERS_EPOLL -DFIBERS_KQUEUE \
+    tests/driver/stress.c tests/driver/kqueue/kqueue_over_epoll.c \
+    fibers/driver/{core,uring,readiness,workers,epoll,kqueue}.c -o "$work/stress" -luring
 wait "$contract"
 wait "$suite"
 for name in contract suite; do
@@ -70,7 +71,7 @@ for name in contract suite; do
     [ "${where#"$work/$name/"}" != "$where" ] || { echo "sanitize: not the sanitized build: $where" >&2; exit 1; }
 done
 
-for driver in uring epoll; do
+for driver in uring epoll kqueue; do
     say "stress: $driver, $seeds seeds"
     for ((seed = 1; seed <= seeds; seed++)); do
         timeout 120 "$work/stress" "$driver" "$seed" 10000 >>"$work/stress.log" 2>&1 ||

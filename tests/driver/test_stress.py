@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 DRIVER = CHECKOUT / "fibers" / "driver"
 SOURCES = [
     HERE / "stress.c",
-    *(DRIVER / name for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c")),
+    HERE / "kqueue" / "kqueue_over_epoll.c",
+    *(DRIVER / name for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c", "kqueue.c")),
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STEPS = 5_000
@@ -33,8 +34,8 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("stress") / "stress"
-    flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-pthread", f"-I{DRIVER}"]
-    flags += ["-DFIBERS_EPOLL"]
+    flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-pthread", f"-I{DRIVER}", f"-I{HERE / 'kqueue'}"]
+    flags += ["-DFIBERS_EPOLL", "-DFIBERS_KQUEUE"]
     ring = ["-luring"] if fibers.driver.built("uring") else ["-DFIBERS_NO_LIBURING"]
     command = [compiler, *flags, *SOURCES, "-o", program, *ring]
     built = subprocess.run([*command, *SANITIZERS], capture_output=True, text=True)
@@ -44,7 +45,7 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("name", ["uring", "epoll"])
+@pytest.mark.parametrize("name", fibers.driver.KNOWN)
 def test_nothing_is_lost_or_doubled_or_touched_too_late(stress: Path, name: str) -> None:
     demand(name)
     environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
