@@ -62,6 +62,7 @@ struct fb_driver {
     uint32_t flying;
     int wake_fd;
     int woken;
+    uint64_t serial;
     struct fb_counters count;
     ...;
 };

@@ -120,7 +120,7 @@ void fb_interrupt_wait(Fiber *f, int wake)
                                   [WAKE_RAISE] = FB_BY_THROW};
     if (f->state != FIBER_PARKED)
         return;
-    switch ((enum wait)f->wait) {
+    switch ((enum wait_kind)f->wait) {
     case WAIT_OP:
         if (!f->op.why)
             f->op.why = WHY[wake];

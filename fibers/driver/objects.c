@@ -301,7 +301,7 @@ static PyObject *fiber_activity(Fiber *f, void *ignored)
     case FIBER_PARKED:
         break;
     }
-    switch ((enum wait)f->wait) {
+    switch ((enum wait_kind)f->wait) {
     case WAIT_OP:
         if (f->op.fd >= 0)
             return PyUnicode_FromFormat("parked in %s fd=%d", OP_NAMES[f->op.code], (int)f->op.fd);
