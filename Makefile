@@ -26,7 +26,7 @@ PIP := -m pip --disable-pip-version-check -q
 PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TEST_ENV))/bin/pytest \
 	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
-.PHONY: help demo test lint types bench table build soak sanitize develop packages clean
+.PHONY: help demo test lint types bench table build soak mutants sanitize develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -57,6 +57,9 @@ build: $(SDIST)  ## the sdist and a wheel of it, in dist/
 
 soak: $(TEST_ENV)/installed.stamp  ## the race loops at full length (minutes)
 	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=1200 $(wildcard $(CURDIR)/tests/test_races.py $(CURDIR)/tests/test_soak.py) $(ARGS)
+
+mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
+	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
 
 sanitize: $(VENV)/lint.stamp  ## the driver's contract tests under ASan and UBSan
 	PYTHON=$(CURDIR)/$(VENV)/bin/python bash tests/driver/sanitize.sh

@@ -1112,3 +1112,37 @@ def test_d10_the_order_of_ready_fibers_does_not_matter(seed: int) -> None:
 
     expected = [(round(1.9 + 0.9 * depth, 6), f"level {depth} done") for depth in range(3) for _ in range(3)]
     assert diary_of(main, shuffle_seed=seed) == expected
+
+
+@pytest.mark.parametrize("make", [fibers.scope, lambda: fibers.timeout(5), lambda: fibers.move_on_after(5)])
+def test_d10_what_is_cleaned_up_after_leaves_through_a_scope_of_the_cleanup(make: Any) -> None:
+    """`raise` inside a soft shield: the Cancelled belongs to the scope outside, which absorbs it (D4, not D7)."""
+
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1) as limit:
+            try:
+                fibers.sleep(1000)
+            except fibers.Cancelled:
+                with make() as inner:
+                    diary.sleep(0.25, "goodbye")
+                    raise
+        assert limit.cancelled_caught
+        assert not inner.cancelled_caught
+
+    assert diary_of(main) == [(1.25, "goodbye done")]
+
+
+def test_d10_what_is_cleaned_up_after_leaves_through_a_scope_that_was_cancelled_too() -> None:
+    """The inner scope's own cancellation does not absorb the outer one's Cancelled."""
+
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1) as limit:
+            try:
+                fibers.sleep(1000)
+            except fibers.Cancelled:
+                with fibers.scope() as inner:
+                    inner.cancel()
+                    raise
+        diary.note(f"{limit.cancelled_caught} {inner.cancelled_caught}")
+
+    assert diary_of(main) == [(1, "True False")]

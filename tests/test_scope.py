@@ -1414,3 +1414,39 @@ def test_e1_a_failure_that_comes_by_two_ways_is_in_the_group_once() -> None:
         assert sorted(map(str, caught.value.exceptions)) == ["first", "second"]
 
     fibers.run(main)
+
+
+def test_e1_a_group_that_comes_by_two_ways_is_that_object() -> None:
+    """The child fails with a group of two; the body hears it by result(): one failure, not a copy of it."""
+
+    def child() -> None:
+        fibers.spawn(fail, Boom("first"))
+        fibers.spawn(fail, Boom("second"))
+
+    def main() -> None:
+        heard: list[Any] = []
+
+        def block() -> None:
+            with fibers.scope() as inner:
+                heard.append(raised(inner.spawn(child).result))
+                fail(heard[0])
+
+        assert raised(block) is heard[0]
+        assert len(heard[0].exceptions) == 2
+
+    fibers.run(main)
+
+
+def test_e8_a_failure_does_not_drag_the_cancelled_that_stopped_the_body_along() -> None:
+    def main() -> None:
+        boom = Boom()
+
+        def block() -> None:
+            with fibers.scope() as inner:
+                inner.spawn(fail, boom)
+                fibers.sleep(9)
+
+        assert raised(block) is boom
+        assert boom.__context__ is None
+
+    fibers.run(main, clock="auto")

@@ -419,6 +419,22 @@ def test_case_73_a_lock_that_was_released_in_time_is_not_broken() -> None:
     run(main)
 
 
+def test_case_73_a_former_owner_that_ends_does_not_break_the_lock_for_those_who_wait() -> None:
+    """I3: only the end of who holds it now counts."""
+
+    def main() -> None:
+        lock = fibers.Lock()
+        first = fibers.spawn(hold, lock, 1)
+        second = fibers.spawn(hold, lock, 5)
+        third = fibers.spawn(hold, lock, 1)
+        first.result()
+        assert lock.locked()
+        third.result()
+        assert second.done()
+
+    run(main)
+
+
 @pytest.mark.parametrize("kind", LOCKS)
 def test_case_74_a_deadlock_of_two_locks_names_the_fibers_and_their_waits(kind: str) -> None:
     """Rule A5: each holds what the other wants."""

@@ -313,6 +313,29 @@ def test_case_50_a_body_that_catches_cancelled_and_returns_keeps_its_value() -> 
     fibers.run(main, clock="auto")
 
 
+def test_d6_a_body_that_ended_normally_is_no_timeout_though_a_shielded_child_is_waited_for() -> None:
+    """The scope is cancelled, its exit has somebody to wait for, and nobody was stopped."""
+
+    def child() -> None:
+        with fibers.shield():
+            fibers.sleep(2)
+
+    def main() -> None:
+        with fibers.timeout(1) as block:
+            fibers.spawn(child)
+        assert fibers.now() - start == near(2)
+        assert block.cancel_called
+        assert not block.cancelled_caught
+
+    def timed() -> None:
+        nonlocal start
+        start = fibers.now()
+        main()
+
+    start = 0.0
+    fibers.run(timed, clock="auto")
+
+
 @pytest.mark.parametrize("make", [fibers.timeout, fibers.move_on_after])
 def test_case_51_an_error_in_the_cleanup_of_a_timed_out_child_surfaces(make: Any) -> None:
     """Rule E6."""
