@@ -106,7 +106,7 @@ class Ended:
         """Note that a fiber ended."""
         self.done.append(fiber)
         if self.taker is not None:
-            native.unpark(self.taker)
+            native.wake(self.taker)
 
     def take(self, what: str) -> Fiber[Any]:
         """Return the next that ended, or wait for it."""
@@ -178,7 +178,7 @@ class Race:
         if self.winner is None and (fiber._outcome == VALUE or not self.by_value):
             self.winner = fiber
         if self.waiter is not None and self.is_over():
-            native.unpark(self.waiter)
+            native.wake(self.waiter)
 
     def is_over(self) -> bool:
         """Tell whether there is nothing to wait for."""

@@ -154,7 +154,7 @@ class Sequencer:
         """Wake whoever waits for a position."""
         fiber = self._waiting.pop(position, None)
         if fiber is not None:
-            native.unpark(fiber)
+            native.wake(fiber)
 
     def __repr__(self) -> str:
         """Tell whose turn it is."""

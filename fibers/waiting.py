@@ -76,7 +76,7 @@ class WaitQueue(OrderedDict[Waiter, None]):
         self.check()
         if self.pop(waiter, self) is self:
             return False
-        return native.unpark(waiter.fiber)
+        return native.wake(waiter.fiber)
 
     def wake_first(self) -> Waiter | None:
         """Wake the first that still waits and return it; None if nobody does. Never switches."""

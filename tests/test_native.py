@@ -495,8 +495,9 @@ def test_wait_tells_what_for_and_since_when() -> None:
         assert repr(bare) == "<Fiber 'wait' parked in select>"
         assert waiter._since == 0.0
         assert fibers.current()._since is None
-        assert fibers.unpark(waiter)
-        assert not fibers.unpark(waiter), "it is ready already"
+        assert not fibers.unpark(waiter), "that is for park()"
+        assert native.wake(waiter)
+        assert not native.wake(waiter), "it is ready already"
         assert waiter.result() is True
         assert native.wait("get", None, 2) is False
         assert native.wait("get", None, 0) is False
@@ -506,11 +507,11 @@ def test_wait_tells_what_for_and_since_when() -> None:
     fibers.run(main, clock="auto")
 
 
-def test_an_unparked_waiter_stays_so_when_it_is_cancelled_before_it_runs() -> None:
+def test_a_woken_waiter_stays_so_when_it_is_cancelled_before_it_runs() -> None:
     def main() -> None:
         waiter = fibers.spawn(native.wait, "get")
         fibers.checkpoint()
-        fibers.unpark(waiter)
+        native.wake(waiter)
         waiter.cancel()
         assert waiter.result() is True
         with fibers.move_on_after(0) as late:

@@ -1218,8 +1218,8 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
     return gift ? gift : Py_NewRef(Py_None);
 }
 
-/* wait(what, on=None, timeout=None, on_cancel=None): park() for the primitives: until unpark, True, or a timeout, False.
- * `what` and `on` are for whoever asks what the fiber waits for; on_cancel as for park. A waiter that was unparked stays so,
+/* wait(what, on=None, timeout=None, on_cancel=None): park() for the primitives: until wake, True, or a timeout, False.
+ * `what` and `on` are for whoever asks what the fiber waits for; on_cancel as for park. A waiter that was woken stays so,
  * whatever is cancelled before it runs. */
 static PyObject *m_wait(PyObject *module, PyObject *const *argv, Py_ssize_t n)
 {
@@ -1243,7 +1243,6 @@ static PyObject *m_wait(PyObject *module, PyObject *const *argv, Py_ssize_t n)
         fb_grace_restart(f->scope);
     Py_CLEAR(f->what);
     Py_CLEAR(f->on);
-    Py_CLEAR(f->gift);
     Py_CLEAR(f->on_cancel);
     wake = fb_woken(f, wake);
     return wake < 0 ? NULL : PyBool_FromLong(!wake);
@@ -1276,9 +1275,25 @@ static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
     f = (Fiber *)argv[0];
     if (!own_thread(f->runtime, "unpark a fiber"))
         return NULL;
-    if (f->state != FIBER_PARKED || f->wait != WAIT_PARK || f->runtime->forked)
+    if (f->state != FIBER_PARKED || f->wait != WAIT_PARK || f->what || f->runtime->forked)
         Py_RETURN_FALSE;
     Py_XSETREF(f->gift, Py_NewRef(n == 2 ? argv[1] : Py_None));
+    fb_make_ready(f, WAKE_OK);
+    Py_RETURN_TRUE;
+}
+
+/* wake(fiber): end a wait(); False if the fiber is not in one (any more). Apart from unpark: that is the user's, who must
+ * not make a lock's waiter believe that it has the lock. */
+static PyObject *m_wake(PyObject *module, PyObject *fiber)
+{
+    Fiber *f = (Fiber *)fiber;
+    (void)module;
+    if (!PyObject_TypeCheck(fiber, &FiberType))
+        return PyErr_Format(PyExc_TypeError, "wake needs a Fiber");
+    if (!own_thread(f->runtime, "wake a fiber"))
+        return NULL;
+    if (f->state != FIBER_PARKED || f->wait != WAIT_PARK || !f->what || f->runtime->forked)
+        Py_RETURN_FALSE;
     fb_make_ready(f, WAKE_OK);
     Py_RETURN_TRUE;
 }
@@ -1397,6 +1412,7 @@ static PyMethodDef FUNCTIONS[] = {
     {"unpark", METHOD(m_unpark), METH_FASTCALL,
      "unpark(fiber, value=None, /)\n--\n\nResume a fiber that is in park(); False if it is not there (any more)."},
     {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
+    {"wake", METHOD(m_wake), METH_O, NULL},
     {"wait_blocked", METHOD(m_wait_blocked), METH_O, NULL},
     {"operate", METHOD(m_operate), METH_FASTCALL, NULL},
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},

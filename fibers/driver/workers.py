@@ -87,11 +87,11 @@ class Job:
                 following.start()
             except RuntimeError as error:
                 following.error = error
-                native.unpark(following.waiter)
+                native.wake(following.waiter)
         if self.abandoned:
             self.error = None
         else:
-            native.unpark(self.waiter)
+            native.wake(self.waiter)
 
 
 class Line:

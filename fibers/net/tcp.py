@@ -301,7 +301,7 @@ class Gate:
         while self.limit is not None and self.running >= self.limit:
             self.waiter = native.current()
             try:
-                native.park()
+                native.wait("serve: all places are taken")
             finally:
                 self.waiter = None
 
@@ -309,7 +309,7 @@ class Gate:
         """Count a connection out."""
         self.running -= 1
         if self.waiter is not None:
-            native.unpark(self.waiter)
+            native.wake(self.waiter)
 
 
 def handle(handler: Callable[[Stream], object], stream: Stream, on_error: Any, gate: Gate) -> None:
