@@ -14,10 +14,15 @@ TEST_ENV ?= build/test-$(subst /,_,$(PYTHON))
 TESTS ?= tests
 BENCH ?= all
 ARGS ?=
+# The suite runs once on each of these; empty: on each that can be had here.
+DRIVERS ?=
 # Drivers that must be there: a test which needs one of these fails where it would be skipped.
-export FIBERS_REQUIRE ?= uring
+export FIBERS_REQUIRE ?= uring,epoll,kqueue
+# On Linux the kqueue driver is built on a stand-in of the tests' own; `make build` leaves it out.
+export FIBERS_STAND_IN := 1
 
-C_SOURCES := setup.py pyproject.toml MANIFEST.in fibers/driver/build.py $(wildcard fibers/driver/*.[ch])
+C_SOURCES := setup.py pyproject.toml MANIFEST.in fibers/driver/build.py $(wildcard fibers/driver/*.[ch]) \
+	$(wildcard tests/driver/kqueue/*.c tests/driver/kqueue/sys/*.h)
 SDIST_SOURCES := $(C_SOURCES) README.md $(shell find fibers -name '*.py' -o -name '*.pyi' -o -name py.typed)
 SDIST := build/sdist.stamp
 PIP := -m pip --disable-pip-version-check -q
@@ -26,7 +31,10 @@ PIP := -m pip --disable-pip-version-check -q
 PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TEST_ENV))/bin/pytest \
 	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
-.PHONY: help demo test lint types bench table build soak mutants sanitize develop packages clean
+# tests/driver makes its own drivers, all of them: once is enough.
+DRIVER_TESTS = $(filter tests/driver%,$(TESTS))
+
+.PHONY: help demo test forbidden lint types bench table build soak mutants sanitize develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -35,8 +43,20 @@ help:  ## this list
 demo: $(VENV)/develop.stamp  ## set up, then serve thousands of connections for a few seconds and shut down as a tree
 	$(VENV)/bin/python examples/demo.py
 
-test: $(TEST_ENV)/installed.stamp  ## set up, build the sdist, install it, run the tests against it (TESTS=..., ARGS=..., PYTHON=...)
-	$(PYTEST) $(abspath $(TESTS)) $(ARGS)
+test: $(TEST_ENV)/installed.stamp  ## set up, build the sdist, install it, run the tests against it on every driver (TESTS=..., ARGS=..., PYTHON=..., DRIVERS=epoll)
+	@mkdir -p build/run; cd build/run; more= failed=; \
+	drivers="$(DRIVERS)"; : $${drivers:=$$($(abspath $(TEST_ENV))/bin/python -c 'import fibers.driver as d; print(*d.available())')}; \
+	for driver in $${drivers:-none}; do \
+		echo "--- tests on $$driver"; \
+		(cd $(CURDIR) && export FIBERS_DRIVER=$$driver && $(PYTEST) $(abspath $(TESTS)) $$more $(ARGS)) || failed="$$failed $$driver"; \
+		$(if $(DRIVER_TESTS),break,more=--ignore=$(CURDIR)/tests/driver); \
+	done; \
+	[ -z "$$failed" ] || { echo "tests failed on:$$failed"; exit 1; }
+
+forbidden: $(TEST_ENV)/installed.stamp  ## the tests with io_uring forbidden, as in a container, and nobody choosing a driver
+	$(TEST_ENV)/bin/python tests/forbid_uring.py EPERM $(TEST_ENV)/bin/python -m fibers info
+	export FIBERS_REQUIRE=epoll; $(TEST_ENV)/bin/python tests/forbid_uring.py EPERM \
+		bash -c '$(PYTEST) $(CURDIR)/tests --ignore=$(CURDIR)/tests/driver $(ARGS)'
 
 lint: $(VENV)/lint.stamp  ## ruff: rules and format
 	$(VENV)/bin/ruff check .
@@ -52,7 +72,7 @@ table: $(VENV)/bench.stamp  ## what cancellation does in fibers, trio, asyncio a
 	$(VENV)/bin/python examples/cancellation_table.py
 
 build: $(SDIST)  ## the sdist and a wheel of it, in dist/
-	$(TEST_ENV)/bin/python $(PIP) wheel --no-deps -w dist dist/fibers_io-*.tar.gz
+	FIBERS_STAND_IN=0 $(TEST_ENV)/bin/python $(PIP) wheel --no-deps -w dist dist/fibers_io-*.tar.gz
 	@ls -l dist
 
 soak: $(TEST_ENV)/installed.stamp  ## the race loops at full length (minutes)

@@ -292,12 +292,12 @@ int kevent(int kq, const struct kevent *changes, int change_count, struct kevent
         return receipts;
     for (;;) {
         int n, ready = wait_until(kq, end);
-        if (ready < 0)
-            return -1;
+        if (ready <= 0)
+            return ready;
         pthread_mutex_lock(&lock);
         n = collect(q, events, event_count);
         pthread_mutex_unlock(&lock);
-        if (n || !ready)
+        if (n)
             return n;
     }
 }
