@@ -36,7 +36,13 @@ FEW, MANY = 100, 10_000  # what --growth compares
 # A server that shares its core evenly with the spinner has a share of 0.5; one with less had time to spare.
 BOTTLENECK = 0.40
 BUDGETS = {
-    FEW: [Budget(1.25, "c-uring"), Budget(1.0, "uvloop-protocol"), Budget(0.5, "gevent")],
+    FEW: [
+        Budget(1.25, "c-uring"),
+        Budget(1.0, "uvloop-protocol"),
+        Budget(0.5, "gevent"),
+        Budget(1.55, "c-uring", "fibers-epoll"),
+        Budget(0.6, "gevent", "fibers-epoll"),
+    ],
     MANY: [Budget(1.5, "c-uring"), Budget(1.1, "uvloop-protocol"), Budget(0.6, "gevent")],
 }
 
@@ -50,13 +56,14 @@ class Peer:
     options: Callable[[str], list[str]] = lambda buffer: [buffer]  # what follows HOST PORT
 
 
-def python(name: str, module: str | None = None) -> Callable[[], list[str]]:
-    """Prepare the Python program peers/echo_NAME.py, which needs this module."""
+def python(name: str, module: str | None = None, driver: str | None = None) -> Callable[[], list[str]]:
+    """Prepare the Python program peers/echo_NAME.py, which needs this module, or this driver of fibers."""
 
     def prepare() -> list[str]:
         if module:
             check_module(module)
-        return [sys.executable, "-m", f"benchmarks.peers.echo_{name}"]
+        program = [sys.executable, "-m", f"benchmarks.peers.echo_{name}"]
+        return ["env", f"FIBERS_DRIVER={driver}", *program] if driver else program
 
     return prepare
 
@@ -78,6 +85,7 @@ PEERS = {
         lambda buffer: ["--buffer-size", buffer],
     ),
     "fibers": Peer("fibers", python("fibers", "fibers")),
+    "fibers-epoll": Peer("fibers on epoll", python("fibers", "fibers", "epoll")),
     "gevent": Peer("gevent", python("gevent", "gevent")),
     "uvloop-protocol": Peer("uvloop Protocol", python("uvloop_protocol", "uvloop")),
     "uvloop-streams": Peer("uvloop streams", python("uvloop_streams", "uvloop")),

@@ -23,6 +23,7 @@ PATIENCE = 300.0  # seconds for one sample
 # Each with the module that it needs besides the standard library.
 PEERS = {
     "fibers": "fibers",
+    "fibers-epoll": "fibers",
     "gevent": "gevent",
     "asyncio": None,
     "uvloop": "uvloop",
@@ -52,8 +53,8 @@ BENCHMARKS = {
         "spawn and join",
         "us",
         50_000,
-        ALL,
-        [Budget(1.5), Budget(0.3, "gevent")],
+        (*ALL, "fibers-epoll"),
+        [Budget(1.5), Budget(0.3, "gevent"), Budget(1.2, "fibers", "fibers-epoll")],
         {"threading": 5_000},
     ),
     "switch": Benchmark(
@@ -67,8 +68,8 @@ BENCHMARKS = {
         "64 bytes to another fiber over a socket pair, and back",
         "us",
         20_000,
-        ALL,
-        [Budget(0.5, "gevent")],
+        (*ALL, "fibers-epoll"),
+        [Budget(0.5, "gevent"), Budget(1.2, "fibers", "fibers-epoll")],
     ),
     "handoff": Benchmark(
         "an item to another fiber, through a buffer of one",
@@ -158,15 +159,17 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> list[Re
     return results
 
 
-def preparing(peer: str, name: str) -> Callable[[], list[str]]:
+def preparing(peer: str, benchmark: str) -> Callable[[], list[str]]:
     """Look for what a peer needs for a benchmark."""
 
     def prepare() -> list[str]:
         module = PEERS[peer]
         if module:
             check_module(module)
-        if name == "timeout" and peer in ("asyncio", "uvloop") and sys.version_info < (3, 11):
+        if benchmark == "timeout" and peer in ("asyncio", "uvloop") and sys.version_info < (3, 11):
             raise Missing("asyncio.timeout needs Python 3.11")
-        return [sys.executable, "-m", f"benchmarks.peers.micro_{peer}"]
+        name, _, chosen = peer.partition("-")
+        program = [sys.executable, "-m", f"benchmarks.peers.micro_{name}"]
+        return ["env", f"FIBERS_DRIVER={chosen}", *program] if chosen else program
 
     return prepare

@@ -68,6 +68,7 @@ class Budget:
 
     limit: float
     peer: str | None = None
+    subject: str = SUBJECT
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Result:
 
     def judge(self, budget: Budget) -> tuple[float | None, bool | None]:
         """Return what a budget limits, and whether it is met; None if not measured."""
-        value = self.ratio(SUBJECT, budget.peer) if budget.peer else self.measured(SUBJECT)
+        value = self.ratio(budget.subject, budget.peer) if budget.peer else self.measured(budget.subject)
         return value, None if value is None else value <= budget.limit
 
     def budget_line(self, budget: Budget) -> str:
@@ -147,7 +148,7 @@ class Result:
         row = self.row(budget.peer) if budget.peer else None
         unit = f"x {row.title if row else budget.peer}" if budget.peer else self.unit
         said = "not measured" if value is None else f"{value:.2f}, {'met' if met else 'MISSED'}"
-        return f"budget: {SUBJECT} <= {budget.limit:.2f} {unit}: {said}"
+        return f"budget: {budget.subject} <= {budget.limit:.2f} {unit}: {said}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all that is known."""
