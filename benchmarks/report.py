@@ -163,7 +163,7 @@ class Result:
                 for row in self.rows
             ],
             "budgets": [
-                {"limit": budget.limit, "peer": budget.peer, "value": value, "met": met}
+                {"subject": budget.subject, "limit": budget.limit, "peer": budget.peer, "value": value, "met": met}
                 for budget, value, met in judged
             ],
             "warnings": self.warnings,

@@ -1,9 +1,9 @@
-"""Plain blocking-style functions, run as fibers on greenlet over io_uring, in a tree with cancellation.
+"""Plain blocking-style functions, run as fibers on greenlet on io_uring, epoll or kqueue: a tree with cancellation.
 
 The layers, lowest first; imports point downwards only:
 
     errors      every exception the package defines
-    driver      what performs operations: the compiled module (core.h is the contract), io_uring, worker threads
+    driver      what performs operations: the compiled module (core.h is the contract), a file for each kernel interface
     scope       the cancel tree: scope, timeout, move_on_after, shield, supervisor
     fiber       what spawn returns, and the calls a fiber makes about itself
     waiting     the wait queue that every primitive is built on

@@ -115,7 +115,8 @@ int fb_readiness_built(const char *);
 
 int fb_install(void);
 
-typedef uint16_t sa_family_t;
+typedef int... sa_family_t;
+typedef int... fb_iovlen;
 struct in_addr { ...; };
 struct in6_addr { ...; };
 struct sockaddr_in { sa_family_t sin_family; uint16_t sin_port; struct in_addr sin_addr; ...; };
@@ -123,7 +124,7 @@ struct sockaddr_in6 { sa_family_t sin6_family; uint16_t sin6_port; uint32_t sin6
                       uint32_t sin6_scope_id; ...; };
 struct sockaddr_un { sa_family_t sun_family; char sun_path[...]; ...; };
 struct iovec { void *iov_base; size_t iov_len; };
-struct msghdr { void *msg_name; struct iovec *msg_iov; size_t msg_iovlen; ...; };
+struct msghdr { void *msg_name; struct iovec *msg_iov; fb_iovlen msg_iovlen; ...; };
 """
 
 PREAMBLE = """
@@ -134,6 +135,7 @@ PREAMBLE = """
 #include "core.h"
 
 int fb_install(void);
+typedef __typeof__(((struct msghdr *)0)->msg_iovlen) fb_iovlen; /* as POSIX says an int, on Linux a size_t */
 static void fb_op_prepare(struct fb_op *op, int code, int fd) { fb_prepare(op, code, fd); }
 """
 

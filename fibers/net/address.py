@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import sys
 from typing import Any
 
 from fibers.driver import binding
@@ -12,6 +13,10 @@ from fibers.driver import binding
 __all__ = ["Address", "check", "pack", "unpack"]
 
 Address = tuple[Any, ...]
+# The BSDs have a byte of length before the family, Linux has none.
+FAMILY = slice(
+    binding.ffi.offsetof("struct sockaddr_in", "sin_family"), binding.ffi.offsetof("struct sockaddr_in", "sin_port")
+)
 
 
 def check(addr: object) -> tuple[str, int]:
@@ -52,7 +57,7 @@ def unpack(sockaddr: bytes) -> Address | None:
     """Make the tuple that the socket module would; None for an empty or foreign sockaddr."""
     if len(sockaddr) < 2:
         return None
-    (family,) = struct.unpack_from("=H", sockaddr)
+    family = int.from_bytes(sockaddr[FAMILY], sys.byteorder)
     if family == socket.AF_INET:
         (port,) = struct.unpack_from("!H", sockaddr, 2)
         return socket.inet_ntop(family, sockaddr[4:8]), port
