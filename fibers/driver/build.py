@@ -29,6 +29,7 @@ SOURCES = [
     "native.c",
     "tree.c",
     "objects.c",
+    "operate.c",
     "stream.c",
     "watch.c",
     "module.c",
@@ -38,7 +39,9 @@ STAND_IN = HERE.parent.parent / "tests" / "driver" / "kqueue"  # sys/event.h, an
 
 CDEF = """
 enum fb_code { FB_NOP, FB_ACCEPT, FB_CONNECT, FB_RECV, FB_RECV_INTO, FB_RECVMSG, FB_SEND, FB_SENDALL, FB_SENDMSG,
-               FB_POLL, FB_SHUTDOWN, FB_CLOSE, FB_READ, FB_WRITE, FB_FSYNC, FB_OPENAT, FB_CODES };
+               FB_POLL, FB_SHUTDOWN, FB_CLOSE, FB_READ, FB_WRITE, FB_FSYNC, FB_OPENAT, FB_READV, FB_WRITEV, FB_STATX,
+               FB_RENAMEAT, FB_UNLINKAT, FB_MKDIRAT, FB_LINKAT, FB_SYMLINKAT, FB_FALLOCATE, FB_FADVISE, FB_FTRUNCATE,
+               FB_CODES };
 enum fb_state { FB_IDLE, FB_WAITING, FB_FLYING, FB_DONE };
 
 struct fb_file { uint64_t driver, id; };
@@ -127,9 +130,23 @@ struct iovec { void *iov_base; size_t iov_len; };
 struct msghdr { void *msg_name; struct iovec *msg_iov; fb_iovlen msg_iovlen; ...; };
 """
 
+# What only Linux has: its layouts are read by fibers/fs.
+CDEF_LINUX = """
+struct statx_timestamp { int64_t tv_sec; uint32_t tv_nsec; ...; };
+struct statx {
+    uint32_t stx_blksize, stx_nlink, stx_uid, stx_gid;
+    uint16_t stx_mode;
+    uint64_t stx_ino, stx_size, stx_blocks;
+    struct statx_timestamp stx_atime, stx_ctime, stx_mtime;
+    uint32_t stx_rdev_major, stx_rdev_minor, stx_dev_major, stx_dev_minor;
+    ...;
+};
+"""
+
 PREAMBLE = """
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include "core.h"
@@ -174,6 +191,8 @@ def make() -> cffi.FFI:
     uring = has_liburing()
     builder = cffi.FFI()
     builder.cdef(CDEF)
+    if sys.platform.startswith("linux"):
+        builder.cdef(CDEF_LINUX)
     macros = [("_CFFI_NO_LIMITED_API", None), ("_GNU_SOURCE", "1")]
     if not uring:
         macros.append(("FIBERS_NO_LIBURING", "1"))

@@ -55,6 +55,17 @@ enum fb_code {
     FB_WRITE,         /* the same */
     FB_FSYNC,         /* flags: 1 for data only, as fdatasync(2) */
     FB_OPENAT,        /* fd: directory, data: path, flags: O_*, len: mode; res: the new fd */
+    FB_READV,         /* data: struct iovec *, len: how many, off: position, flags: RWF_* */
+    FB_WRITEV,        /* the same */
+    FB_STATX,         /* fd: directory, data: path, flags: AT_*, len: mask; extra: struct statx * */
+    FB_RENAMEAT,      /* fd: directory, data: path; len: directory of the new path, extra: new path; flags: RENAME_* */
+    FB_UNLINKAT,      /* fd: directory, data: path, flags: AT_REMOVEDIR or 0 */
+    FB_MKDIRAT,       /* fd: directory, data: path, len: mode */
+    FB_LINKAT,        /* as RENAMEAT; flags: AT_SYMLINK_FOLLOW or 0 */
+    FB_SYMLINKAT,     /* data: what it points to; fd: directory, extra: path */
+    FB_FALLOCATE,     /* flags: FALLOC_FL_*, off, len */
+    FB_FADVISE,       /* flags: POSIX_FADV_*, off, len */
+    FB_FTRUNCATE,     /* len: the new size */
     FB_CODES
 };
 

@@ -1,4 +1,5 @@
-# The native face of the compiled module: objects.c, stream.c and watch.c. Names with an underscore are for the package.
+# The native face of the compiled module: objects.c, operate.c, stream.c and watch.c. Names with an underscore are for the
+# package.
 #
 # What spawn, current, make_scope, runtime and the attributes return are the subclasses that fiber.py, scope.py and
 # runtime.py hand to configure() and _run: the stub names these, not the base types.
@@ -36,6 +37,17 @@ READ: Final[int]
 WRITE: Final[int]
 FSYNC: Final[int]
 OPENAT: Final[int]
+READV: Final[int]
+WRITEV: Final[int]
+STATX: Final[int]
+RENAMEAT: Final[int]
+UNLINKAT: Final[int]
+MKDIRAT: Final[int]
+LINKAT: Final[int]
+SYMLINKAT: Final[int]
+FALLOCATE: Final[int]
+FADVISE: Final[int]
+FTRUNCATE: Final[int]
 
 class Fiber(Generic[_T_co]):
     name: str
@@ -221,8 +233,10 @@ def operate(
     offset: int,
     timeout: float | None,
     length: int = -1,
+    extra: ReadableBuffer | None = None,
     /,
 ) -> int: ...
+def pread(fd: int | File, size: int, offset: int, /) -> bytes: ...
 def make_scope(
     kind: int,
     seconds: float | None,

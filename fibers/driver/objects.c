@@ -19,6 +19,9 @@ static const char *const OP_NAMES[FB_CODES] = {
     [FB_RECV_INTO] = "recv_into", [FB_RECVMSG] = "recvmsg", [FB_SEND] = "send", [FB_SENDALL] = "sendall",
     [FB_SENDMSG] = "sendmsg", [FB_POLL] = "poll",   [FB_SHUTDOWN] = "shutdown", [FB_CLOSE] = "close",
     [FB_READ] = "read",   [FB_WRITE] = "write",     [FB_FSYNC] = "fsync",     [FB_OPENAT] = "openat",
+    [FB_READV] = "readv", [FB_WRITEV] = "writev",   [FB_STATX] = "statx",     [FB_RENAMEAT] = "renameat",
+    [FB_UNLINKAT] = "unlinkat", [FB_MKDIRAT] = "mkdirat", [FB_LINKAT] = "linkat", [FB_SYMLINKAT] = "symlinkat",
+    [FB_FALLOCATE] = "fallocate", [FB_FADVISE] = "fadvise", [FB_FTRUNCATE] = "ftruncate",
 };
 
 const char *fb_op_name(int code) { return OP_NAMES[code]; }
@@ -1298,57 +1301,6 @@ static PyObject *m_wake(PyObject *module, PyObject *fiber)
     Py_RETURN_TRUE;
 }
 
-/* operate(code, fd, data=None, flags=0, offset=-1, timeout=None, length=-1): any op of the driver, for what is not hot.
- * Returns res; raises as semantics.md F3 says. `data` is a buffer; writable for ops that fill it. A File in place of the fd
- * knows of the op: closing it ends the op (F6). */
-static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n)
-{
-    Py_buffer view = {0};
-    long code, fd, flags, length = -1;
-    int64_t ns, off;
-    struct file *file;
-    Fiber *f;
-    struct fb_op *op;
-    int r, writes;
-    (void)module;
-    if (n < 6 || n > 7)
-        return PyErr_Format(PyExc_TypeError, "operate takes code, fd, data, flags, offset, timeout[, length]");
-    code = PyLong_AsLong(argv[0]);
-    file = fb_file(argv[1]);
-    fd = file ? file->fd : PyLong_AsLong(argv[1]);
-    flags = PyLong_AsLong(argv[3]);
-    off = PyLong_AsLongLong(argv[4]);
-    if (n == 7)
-        length = PyLong_AsLong(argv[6]);
-    if (PyErr_Occurred() || fb_duration(argv[5], "a timeout", 0, &ns) < 0)
-        return NULL;
-    if (code < 0 || code >= FB_CODES || code == FB_RECV || code == FB_RECVMSG || code == FB_SENDMSG || code == FB_ACCEPT)
-        return PyErr_Format(PyExc_ValueError, "no such operation here: %ld", code);
-    if (!(f = fb_here(OP_NAMES[code])) || fb_may_park(f, OP_NAMES[code]) < 0 || fb_check(f) < 0)
-        return NULL;
-    if (file && fd < 0) {
-        errno = EBADF;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    writes = code == FB_READ || code == FB_RECV_INTO;
-    if (argv[2] != Py_None && PyObject_GetBuffer(argv[2], &view, writes ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
-        return NULL;
-    op = &f->op;
-    fb_prepare(op, (int)code, (int)fd);
-    op->data = view.buf;
-    op->len = length >= 0 ? (uint64_t)length : (uint64_t)view.len;
-    op->flags = (uint32_t)flags;
-    op->off = off;
-    r = fb_perform(f, file, ns);
-    if (view.obj)
-        PyBuffer_Release(&view);
-    if (r < 0)
-        return NULL;
-    if (op->res < 0)
-        return fb_op_error(f);
-    return PyLong_FromLong(op->res);
-}
-
 /* make_cancelled(): what a cancel point would raise here. */
 static PyObject *m_make_cancelled(PyObject *module, PyObject *ignored)
 {
@@ -1414,7 +1366,6 @@ static PyMethodDef FUNCTIONS[] = {
     {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
     {"wake", METHOD(m_wake), METH_O, NULL},
     {"wait_blocked", METHOD(m_wait_blocked), METH_O, NULL},
-    {"operate", METHOD(m_operate), METH_FASTCALL, NULL},
     {"make_scope", METHOD(make_scope), METH_FASTCALL, NULL},
     {"make_cancelled", METHOD(m_make_cancelled), METH_NOARGS, NULL},
     {"configure", METHOD(m_configure), METH_O, NULL},

@@ -480,6 +480,17 @@ static const struct {
     [FB_WRITE] = {FB_OUT, 1, write_some},
     [FB_FSYNC] = {0, 0, by_worker},
     [FB_OPENAT] = {0, 0, by_worker},
+    [FB_READV] = {0, 0, by_worker},
+    [FB_WRITEV] = {0, 0, by_worker},
+    [FB_STATX] = {0, 0, by_worker},
+    [FB_RENAMEAT] = {0, 0, by_worker},
+    [FB_UNLINKAT] = {0, 0, by_worker},
+    [FB_MKDIRAT] = {0, 0, by_worker},
+    [FB_LINKAT] = {0, 0, by_worker},
+    [FB_SYMLINKAT] = {0, 0, by_worker},
+    [FB_FALLOCATE] = {0, 0, by_worker},
+    [FB_FADVISE] = {0, 0, by_worker},
+    [FB_FTRUNCATE] = {0, 0, by_worker},
 };
 
 /* What an op waits for; a poll may wait for one direction or both. */
