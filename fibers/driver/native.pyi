@@ -1,5 +1,5 @@
-# The native face of the compiled module: objects.c, operate.c, stream.c and watch.c. Names with an underscore are for the
-# package.
+# The native face of the compiled module: objects.c, operate.c, stream.c and watch.c. Names with an underscore are for
+# the package.
 #
 # What spawn, current, make_scope, runtime and the attributes return are the subclasses that fiber.py, scope.py and
 # runtime.py hand to configure() and _run: the stub names these, not the base types.
