@@ -27,6 +27,7 @@ from fibers.driver import native  # which fb_install has put into sys.modules
 __all__ = ["KNOWN", "Made", "available", "binding", "make", "native", "report"]
 
 KNOWN = ("uring", "epoll", "kqueue")  # in the order in which they are tried
+SIMULATED = "sim"  # only for those who ask for it: what fibers.testing.simulate runs on
 TITLES = {"uring": "io_uring"}
 HOMES = {"uring": "Linux", "epoll": "Linux", "kqueue": "macOS and the BSDs"}
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
@@ -68,8 +69,8 @@ def make(name: str | None = None) -> Made:
     if name is None:
         name = os.environ.get("FIBERS_DRIVER") or None
         source = "$FIBERS_DRIVER"
-    if name is not None and name not in KNOWN:
-        msg = f"unknown driver {name!r} (from {source}); know {', '.join(KNOWN)}"
+    if name is not None and name not in (*KNOWN, SIMULATED):
+        msg = f"unknown driver {name!r} (from {source}); know {', '.join((*KNOWN, SIMULATED))}"
         raise ValueError(msg)
     refusals: list[Refusal] = []
     for each in [name] if name else KNOWN:
@@ -86,6 +87,8 @@ def attempt(name: str) -> tuple[Any, Refusal | None]:
     code, step = ffi.new("int *"), ffi.new("const char **")
     if name == "uring":
         driver = lib.fb_uring_new(ffi.NULL, code, step)
+    elif name == SIMULATED:
+        driver = lib.fb_sim_new(ffi.NULL, code, step)
     else:
         driver = lib.fb_readiness_new(name.encode(), ffi.NULL, code, step)
     if driver:
@@ -121,6 +124,8 @@ def named(code: int) -> str:
 
 def built(name: str) -> bool:
     """Tell whether this build contains a driver."""
+    if name == SIMULATED:
+        return True
     return bool(lib.fb_uring_built() if name == "uring" else lib.fb_readiness_built(name.encode()))
 
 
@@ -184,6 +189,8 @@ def report() -> dict[str, Any]:
             drivers[name] = {"available": False, "errno": named(refusal.code), "reason": refusal.sentence}
     wanted = os.environ.get("FIBERS_DRIVER") or None
     usable = [name for name in KNOWN if drivers[name]["available"] and wanted in (None, name)]
+    if wanted == SIMULATED:
+        usable = [SIMULATED]
     return {
         "kernel": f"{platform.system()} {platform.release()}",
         "driver": usable[0] if usable else None,

@@ -26,6 +26,8 @@ SOURCES = [
     "workers.c",
     "epoll.c",
     "kqueue.c",
+    "sim.c",
+    "simnet.c",
     "native.c",
     "tree.c",
     "objects.c",
@@ -34,7 +36,7 @@ SOURCES = [
     "watch.c",
     "module.c",
 ]
-HEADERS = ["core.h", "readiness.h", "workers.h", "native.h"]
+HEADERS = ["core.h", "readiness.h", "workers.h", "sim.h", "simnet.h", "native.h"]
 STAND_IN = HERE.parent.parent / "tests" / "driver" / "kqueue"  # sys/event.h, and kqueue over epoll
 
 CDEF = """
@@ -63,7 +65,8 @@ struct fb_verbs { const char *name; int (*ready)(struct fb_driver *); ...; };
 struct fb_driver {
     const struct fb_verbs *verbs;
     uint32_t flying;
-    int wake_fd;
+    int64_t time;
+    int wake_fd, wake_reader;
     int woken;
     uint64_t serial;
     struct fb_counters count;
@@ -75,6 +78,8 @@ int fb_attempt(struct fb_driver *, struct fb_op *);
 void fb_submit(struct fb_driver *, struct fb_op *);
 void fb_cancel(struct fb_driver *, struct fb_op *);
 int fb_poll(struct fb_driver *, int64_t);
+int fb_shut_down(struct fb_driver *, int, int);
+int fb_close_fd(struct fb_driver *, int);
 void fb_close(struct fb_driver *);
 void fb_abandon(struct fb_driver *);
 void fb_wake(struct fb_driver *);
@@ -116,6 +121,40 @@ struct fb_driver *fb_readiness_new(const char *, const struct fb_readiness_confi
 void fb_readiness_info(struct fb_driver *, struct fb_readiness_info *);
 int fb_readiness_built(const char *);
 
+enum fb_fault { FB_SHORT_READ, FB_SHORT_WRITE, FB_DELAY, FB_LATE_CANCEL, FB_LOST_CANCEL, FB_NO_BUFFER, FB_NO_DESCRIPTOR,
+                FB_RESET, FB_REFUSED, FB_HALF_OPEN, FB_SLOW, FB_FAULTS };
+struct fb_sim_config {
+    uint64_t seed;
+    uint32_t buffers, buffer_size, window, shuffled;
+    int64_t latency, spread, late;
+    uint64_t rate, steps;
+    int64_t until;
+    double chance[...];
+};
+struct fb_sim_info {
+    uint32_t buffers, buffer_size;
+    uint64_t supported, passes;
+    int64_t time;
+    uint64_t fired[...];
+};
+struct sockaddr_in;
+struct fb_driver *fb_sim_new(const struct fb_sim_config *, int *, const char **);
+void fb_sim_info(struct fb_driver *, struct fb_sim_info *);
+int fb_sim_host(struct fb_driver *, const char *);
+void fb_sim_link(struct fb_driver *, int, int, int);
+void fb_sim_power(struct fb_driver *, int, int);
+void fb_sim_kill(struct fb_driver *, int);
+int fb_sim_socket(struct fb_driver *, int, int);
+int fb_sim_pair(struct fb_driver *, int, int, int[2]);
+int fb_sim_bind(struct fb_driver *, int, const struct sockaddr_in *);
+int fb_sim_listen(struct fb_driver *, int, int);
+int fb_sim_name(struct fb_driver *, int, int, struct sockaddr_in *);
+int fb_sim_call(struct fb_driver *, struct fb_op *);
+int fb_sim_open_after(struct fb_driver *, int);
+void fb_sim_describe(struct fb_driver *, int, char *, size_t);
+void fb_sim_note(struct fb_driver *, const char *);
+const char *fb_sim_trace(struct fb_driver *, size_t *);
+
 int fb_install(void);
 
 typedef int... sa_family_t;
@@ -149,7 +188,7 @@ PREAMBLE = """
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
-#include "core.h"
+#include "sim.h"
 
 int fb_install(void);
 typedef __typeof__(((struct msghdr *)0)->msg_iovlen) fb_iovlen; /* as POSIX says an int, on Linux a size_t */

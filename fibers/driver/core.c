@@ -148,6 +148,20 @@ void fb_drop_file(struct fb_driver *d, struct fb_file *file)
     file->driver = 0;
 }
 
+int fb_shut_down(struct fb_driver *d, int fd, int how)
+{
+    if (d && d->verbs->shut_down)
+        return d->verbs->shut_down(d, fd, how);
+    return shutdown(fd, how) < 0 ? -errno : 0;
+}
+
+int fb_close_fd(struct fb_driver *d, int fd)
+{
+    if (d && d->verbs->close_fd)
+        return d->verbs->close_fd(d, fd);
+    return close(fd) < 0 ? -errno : 0;
+}
+
 void fb_close(struct fb_driver *d)
 {
     d->verbs->close(d);
@@ -220,6 +234,7 @@ int fb_driver_init(struct fb_driver *d, const struct fb_verbs *verbs)
     d->wake_reader = ends[0];
     d->wake_fd = ends[1];
     d->serial = ++serial;
+    d->time = -1;
     return 0;
 }
 

@@ -148,10 +148,14 @@ struct fb_verbs {
     void (*cancel)(struct fb_driver *, struct fb_op *);
     int (*poll)(struct fb_driver *, int64_t timeout_ns);  /* < 0: no limit; 0: do not wait */
     int (*ready)(struct fb_driver *);                     /* would a poll(0) have anything to do? no system call */
+    int64_t (*next)(struct fb_driver *);                  /* of a driver with a `time`: when something will happen by
+                                                             itself, or INT64_MAX; else NULL */
     void (*release)(struct fb_driver *, struct fb_op *);
     void (*follow)(struct fb_driver *, struct fb_interest *); /* set it up; NULL: the driver has none */
     void (*unfollow)(struct fb_driver *, struct fb_interest *);
     void (*drop_file)(struct fb_driver *, struct fb_file *);  /* NULL: it keeps nothing of files */
+    int (*shut_down)(struct fb_driver *, int fd, int how);   /* or NULL: shutdown(2) */
+    int (*close_fd)(struct fb_driver *, int fd);             /* or NULL: close(2) */
     void (*close)(struct fb_driver *);
     void (*abandon)(struct fb_driver *);                  /* close what a fork inherited, touch nothing else */
 };
@@ -167,6 +171,7 @@ struct fb_driver {
     int orphans;              /* some interest is one; set by any thread */
     struct fb_interest *interests; /* owned together with their owners */
     _Atomic int waking;       /* set by fb_wake, cleared before a look at the pipe: ready() needs no system call */
+    int64_t time;             /* ns: its own, of a driver that keeps one (N1); else -1 */
     uint64_t serial;          /* of all drivers of the process: never used again */
     struct fb_counters count;
 };
@@ -217,6 +222,10 @@ struct fb_interest *fb_follow(struct fb_driver *d, int fd);
 void fb_unfollow(struct fb_interest *it);
 /* The same from any other thread, while the driver is not being closed: it is done at the driver's next poll. */
 void fb_orphan(struct fb_interest *it);
+
+/* Calls on a file that its owner makes besides ops; without a driver (NULL) the kernel's. 0, or -errno. */
+int fb_shut_down(struct fb_driver *d, int fd, int how);
+int fb_close_fd(struct fb_driver *d, int fd);
 
 /* For drivers: the shared life of an op, and of an interest. */
 void fb_forget_interest(struct fb_interest *it);

@@ -198,9 +198,11 @@ static void poll_driver(Runtime *rt, int64_t timeout_ns)
         Py_BEGIN_ALLOW_THREADS
         r = fb_poll(d, timeout_ns);
         Py_END_ALLOW_THREADS
-        if (!d->done && !d->woken && !(rt->timers.len && rt->timers.slots[0].when <= fb_now()))
+        if (d->time < 0 && !d->done && !d->woken && !(rt->timers.len && rt->timers.slots[0].when <= fb_now()))
             rt->attention |= LOOK_SIGNALS;
     }
+    if (d->time >= 0)
+        rt->clock = d->time;
     rt->seen = fb_clock(rt);
     if (r < 0) {
         rt->poll_error = r;
@@ -239,10 +241,31 @@ static void wake_blocked(Runtime *rt)
     }
 }
 
+/* The driver keeps the time, and nothing waits in earnest: when neither a timer nor the driver has anything to come, and
+ * no thread is busy, nothing will ever come. */
+static int wait_in_simulation(Runtime *rt)
+{
+    int64_t due = rt->timers.len ? rt->timers.slots[0].when : INT64_MAX, next = rt->driver->verbs->next(rt->driver);
+    Fiber *f;
+    if (rt->blocked.head && next > rt->clock && due > rt->clock) {
+        while ((f = rt->blocked.head))
+            fb_make_ready(f, WAKE_OK);
+        return 1;
+    }
+    if (due == INT64_MAX && next == INT64_MAX && !rt->external && !rt->held) {
+        rt->attention |= LOOK_IDLE;
+        return 0;
+    }
+    poll_driver(rt, due == INT64_MAX ? -1 : due > rt->clock ? due - rt->clock : 0);
+    return 1;
+}
+
 /* Nothing is ready: how long may the driver wait? Returns 0 if the hub must decide first. */
 static int wait_for_work(Runtime *rt)
 {
     int64_t timeout = -1;
+    if (rt->virtual == CLOCK_DRIVER)
+        return wait_in_simulation(rt);
     if (rt->blocked.head) {
         wake_blocked(rt);
         return 1;

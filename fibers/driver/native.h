@@ -94,8 +94,8 @@ struct carrier {
     struct carrier *next;
 };
 
-/* How `now` moves: with the real clock; by jumps when nothing is runnable; by advance() only. */
-enum clock { CLOCK_REAL = 0, CLOCK_AUTO, CLOCK_MANUAL };
+/* How `now` moves: with the real clock; by jumps when nothing is runnable; by advance() only; as the driver says. */
+enum clock { CLOCK_REAL = 0, CLOCK_AUTO, CLOCK_MANUAL, CLOCK_DRIVER };
 
 /* Who looks on (watch.c). */
 enum watcher { WATCH_TRACE = 1, WATCH_STEPS = 2 };

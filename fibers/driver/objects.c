@@ -886,7 +886,7 @@ static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!rt)
         return NULL;
     rt->driver = PyLong_AsVoidPtr(driver);
-    rt->virtual = (uint8_t)clock;
+    rt->virtual = (uint8_t)(rt->driver && rt->driver->time >= 0 ? CLOCK_DRIVER : clock);
     if (seed != Py_None) {
         rt->shuffle = 1;
         rt->random = (uint64_t)PyLong_AsUnsignedLongLongMask(seed) * 2654435769u + 1;

@@ -431,7 +431,7 @@ static PyObject *stream_accept(Stream *s, PyObject *type)
     f->op.flags = SOCK_CLOEXEC;
     if (fb_perform(f, &s->file, s->timeout) < 0) {
         if (f->op.res >= 0)
-            close(f->op.res); /* nobody can take it (rule F5) */
+            fb_close_fd(f->runtime->driver, f->op.res); /* nobody can take it (rule F5) */
         Py_DECREF(made);
         return NULL;
     }
@@ -471,12 +471,16 @@ static PyObject *stream_connect(Stream *s, PyObject *const *argv, Py_ssize_t n)
 static PyObject *stream_shutdown(Stream *s, PyObject *how)
 {
     long h = PyLong_AsLong(how);
+    int r;
     if (h == -1 && PyErr_Occurred())
         return NULL;
     if (s->file.fd < 0)
         return closed_error();
-    if (shutdown(s->file.fd, (int)h) < 0)
+    r = fb_shut_down(fb_runtime ? fb_runtime->driver : NULL, s->file.fd, (int)h);
+    if (r < 0) {
+        errno = -r;
         return PyErr_SetFromErrno(PyExc_OSError);
+    }
     Py_RETURN_NONE;
 }
 
@@ -518,13 +522,13 @@ static int close_stream(Stream *s)
         drop_interest(s);
         drop_file(s);
         Py_DECREF(s);
-        close(fd);
+        fb_close_fd(rt->driver, fd);
         return PyErr_Occurred() ? -1 : 0;
     }
     drop_file(s);
     s->file.fd = -1;
     drop_interest(s);
-    close(fd); /* EINTR and EIO: on Linux the fd is gone all the same */
+    fb_close_fd(rt ? rt->driver : NULL, fd); /* EINTR and EIO: on Linux the fd is gone all the same */
     return 0;
 }
 

@@ -30,7 +30,7 @@ SOCK_CLOEXEC = getattr(socket, "SOCK_CLOEXEC", 0x10000000)  # core.h names it wh
 DEFER_TASKRUN, COOP_TASKRUN, SUBMIT_ALL = 1 << 13, 1 << 8, 1 << 7
 
 # Driver -> name of a set-up -> fields of its configuration. A contract test runs on each of them.
-SETUPS: dict[str, dict[str, dict[str, int]]] = {
+SETUPS: dict[str, dict[str, dict[str, Any]]] = {
     "uring": {
         "default": {},
         "without DEFER_TASKRUN": {"forbid": DEFER_TASKRUN},
@@ -49,6 +49,12 @@ SETUPS: dict[str, dict[str, dict[str, int]]] = {
     "kqueue": {
         "default": {},
         "kept": {"kept": 1},
+        "small buffers": {"buffers": 64, "buffer_size": 4096},
+    },
+    "sim": {
+        "default": {},
+        "shuffled": {"shuffled": 1, "seed": 7},
+        "late cancels": {"chance": {lib.FB_LATE_CANCEL: 0.5}, "seed": 11},
         "small buffers": {"buffers": 64, "buffer_size": 4096},
     },
 }
@@ -126,14 +132,23 @@ def address(sock: socket.socket) -> bytes:
 class Checked:
     """A driver; see the module's docstring."""
 
-    def __init__(self, name: str = "uring", *, kept: int = 0, **config: int) -> None:
+    def __init__(self, name: str = "uring", *, kept: int = 0, **config: Any) -> None:
         code, step = ffi.new("int *"), ffi.new("const char **")
         self.name = name
         self.kept = kept
         self.files: dict[tuple[int, int], Any] = {}  # number and inode -> struct fb_file
         self.forbid = config.get("forbid", 0)
+        self.simulated_time = 0.0
+        self.peers: list[tuple[float, Any]] = []  # of a simulated driver: when to go on with which greenlet
         if name == "uring":
             self.raw = lib.fb_uring_new(ffi.new("struct fb_uring_config *", config), code, step)
+        elif name == "sim":
+            config = {field: value for field, value in config.items() if field not in RING_ONLY}
+            chances = config.pop("chance", {})
+            made = ffi.new("struct fb_sim_config *", config)
+            for fault, chance in chances.items():
+                made.chance[fault] = chance
+            self.raw = lib.fb_sim_new(made, code, step)
         else:
             config = {field: value for field, value in config.items() if field not in RING_ONLY}
             self.raw = lib.fb_readiness_new(name.encode(), ffi.new("struct fb_readiness_config *", config), code, step)
@@ -184,6 +199,8 @@ class Checked:
 
     def poll(self, seconds: float | None = 0) -> list[Op]:
         """Poll once and reap all that came out, in order."""
+        if self.peers:
+            seconds = self.let_peers_run(seconds)
         code = lib.fb_poll(self.raw, -1 if seconds is None else int(seconds * 1e9))
         assert code == 0, f"the driver failed: {os.strerror(-code)}"
         found = []
@@ -194,6 +211,24 @@ class Checked:
             found.append(op)
         assert self.raw.flying == len(self.pending)
         return found
+
+    def clock(self) -> float:
+        """Seconds, by the clock that the driver waits by."""
+        if self.name != "sim":
+            return time.monotonic()
+        if self.open:
+            self.simulated_time = float(self.raw.time) / 1e9
+        return self.simulated_time
+
+    def let_peers_run(self, seconds: float | None) -> float:
+        """Go on with those whose time has come; how long to poll until the next one's comes."""
+        waiting, self.peers = self.peers, []
+        for when, peer in waiting:
+            if when <= self.clock() + 1e-9:
+                peer.switch()
+            else:
+                self.peers.append((when, peer))
+        return min([when - self.clock() for when, _ in self.peers] + ([] if seconds is None else [seconds]), default=0)
 
     def settle(self, op: Op) -> None:
         op.completed += 1
@@ -227,10 +262,10 @@ class Checked:
 
     def wait(self, *ops: Op, seconds: float = PATIENCE) -> None:
         """Poll until these ops are done."""
-        limit = time.monotonic() + seconds
+        limit = self.clock() + seconds
         for op in ops:
             while not op.done:
-                left = limit - time.monotonic()
+                left = limit - self.clock()
                 assert left > 0, f"lost: {op}"
                 self.poll(left)
 
@@ -242,8 +277,8 @@ class Checked:
 
     def settle_down(self, seconds: float = 0.01) -> None:
         """Let what was submitted get into the kernel, and wait there."""
-        limit = time.monotonic() + seconds
-        while (left := limit - time.monotonic()) > 0:
+        limit = self.clock() + seconds
+        while (left := limit - self.clock()) > 1e-9:
             self.poll(left)
 
     def verify(self) -> None:
@@ -273,6 +308,9 @@ class Checked:
         if self.name == "uring":
             info = ffi.new("struct fb_uring_info *")
             lib.fb_uring_info(self.raw, info)
+        elif self.name == "sim":
+            info = ffi.new("struct fb_sim_info *")
+            lib.fb_sim_info(self.raw, info)
         else:
             info = ffi.new("struct fb_readiness_info *")
             lib.fb_readiness_info(self.raw, info)

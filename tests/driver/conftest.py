@@ -12,7 +12,8 @@ from driver.checker import SETUPS, Checked, ffi, lib
 
 import fibers.driver
 
-EVERY = [(name, setup) for name, setups in SETUPS.items() for setup in setups]
+ALL = [(name, setup) for name, setups in SETUPS.items() for setup in setups]
+EVERY = [pair for pair in ALL if pair[0] != fibers.driver.SIMULATED]  # with a kernel
 REQUIRED = [name for name in os.environ.get("FIBERS_REQUIRE", "").split(",") if name]
 
 
@@ -35,9 +36,13 @@ def name_of(pair: tuple[str, str]) -> str:
 @pytest.fixture(params=EVERY, ids=name_of)
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Checked]]:
     """Make a driver of this set-up, with further settings of the test's."""
+    yield from making(request, [])
+
+
+def making(request: pytest.FixtureRequest, made: list[Checked]) -> Iterator[Callable[..., Checked]]:
+    """Do what the fixture does; the drivers go into `made`."""
     name, setup = request.param
     demand(name)
-    made = []
 
     def new(**more: Any) -> Checked:
         config = dict(SETUPS[name][setup])

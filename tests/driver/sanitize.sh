@@ -63,7 +63,7 @@ build contract "$flags" & contract=$!
 build suite "$flags --param asan-stack=0" & suite=$!
 "$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -pthread -Ifibers/driver -Itests/driver/kqueue -DFIBERS_EPOLL -DFIBERS_KQUEUE \
     tests/driver/stress.c tests/driver/kqueue/kqueue_over_epoll.c \
-    fibers/driver/{core,uring,readiness,workers,epoll,kqueue}.c -o "$work/stress" -luring
+    fibers/driver/{core,uring,readiness,workers,epoll,kqueue,sim,simnet}.c -o "$work/stress" -luring
 wait "$contract"
 wait "$suite"
 for name in contract suite; do
@@ -71,7 +71,7 @@ for name in contract suite; do
     [ "${where#"$work/$name/"}" != "$where" ] || { echo "sanitize: not the sanitized build: $where" >&2; exit 1; }
 done
 
-for driver in uring epoll kqueue; do
+for driver in uring epoll kqueue sim; do
     say "stress: $driver, $seeds seeds"
     for ((seed = 1; seed <= seeds; seed++)); do
         timeout 120 "$work/stress" "$driver" "$seed" 10000 >>"$work/stress.log" 2>&1 ||

@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #endif
 #include "core.h"
+#include "sim.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -79,7 +80,7 @@ struct job {
 
 static struct fb_driver *driver;
 static struct fb_file files[STREAMS + 1]; /* of the streams' ends, and of the datagram socket */
-static int keep_files;
+static int keep_files, simulated;
 static struct stream streams[STREAMS];
 static struct job *live, *quarantine[QUARANTINE];
 static unsigned quarantined, live_count;
@@ -270,6 +271,21 @@ static void send_by_op(struct stream *s)
     start(j);
 }
 
+/* send(2) or recv(2), of the kernel that the driver is on. */
+static ssize_t call(int code, int fd, void *bytes, size_t n)
+{
+    struct fb_op op;
+    int r;
+    if (!simulated)
+        return code == FB_SEND ? send(fd, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL) : recv(fd, bytes, n, MSG_DONTWAIT);
+    fb_prepare(&op, code, fd);
+    op.data = bytes;
+    op.len = n;
+    r = fb_sim_call(driver, &op);
+    errno = r < 0 ? -r : 0;
+    return r < 0 ? -1 : r;
+}
+
 static void send_by_call(struct stream *s)
 {
     char bytes[SMALL];
@@ -277,7 +293,7 @@ static void send_by_call(struct stream *s)
     ssize_t r;
     for (size_t i = 0; i < n; i++)
         bytes[i] = byte_at(s, s->sent + i);
-    r = send(s->out, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    r = call(FB_SEND, s->out, bytes, n);
     CHECK(r >= 0 || errno == EAGAIN, "send: %s", strerror(errno));
     s->sent += r > 0 ? (uint64_t)r : 0;
 }
@@ -339,7 +355,7 @@ static void end_interest(struct stream *s)
 static int receive_by_call(struct stream *s)
 {
     static char bytes[LARGE];
-    ssize_t r = recv(s->in, bytes, some_size(), MSG_DONTWAIT);
+    ssize_t r = call(FB_RECV_INTO, s->in, bytes, some_size());
     CHECK(r >= 0 || errno == EAGAIN, "recv: %s", strerror(errno));
     if (r > 0)
         arrived(s, bytes, (size_t)r);
@@ -368,7 +384,7 @@ static void send_datagram(void)
     for (int i = sizeof messages_sent; i < MESSAGE; i++)
         bytes[i] = (char)mix(messages_sent + (uint64_t)i);
     messages_sent++; /* it may be received before the call is over */
-    if (send(datagrams[1], bytes, sizeof bytes, MSG_DONTWAIT) < 0)
+    if (call(FB_SEND, datagrams[1], bytes, sizeof bytes) < 0)
         messages_sent--;
 }
 
@@ -476,13 +492,14 @@ static void settle(void)
     step_name = "draining";
     for (int i = 0; i < STREAMS; i++) {
         while (receive_by_call(&streams[i]) || (under_way(&streams[i]) && fb_now() < limit))
-            ;
+            if (simulated)
+                poll_driver(1000000);
         CHECK(streams[i].received == streams[i].sent, "stream %d: sent %llu, received %llu", i,
               (unsigned long long)streams[i].sent, (unsigned long long)streams[i].received);
     }
     for (;;) {
         char bytes[2 * MESSAGE];
-        ssize_t r = recv(datagrams[0], bytes, sizeof bytes, MSG_DONTWAIT);
+        ssize_t r = call(FB_RECV_INTO, datagrams[0], bytes, sizeof bytes);
         if (r < 0)
             break;
         message_arrived(bytes, (int)r);
@@ -521,8 +538,25 @@ static void close_in_flight(void)
     }
     for (int i = 0; i < STREAMS; i++)
         (void)!send(streams[i].out, "late", 4, MSG_DONTWAIT | MSG_NOSIGNAL);
-    (void)!send(datagrams[1], "late", 4, MSG_DONTWAIT);
+    (void)!send(datagrams[1], "late", 4, MSG_DONTWAIT | MSG_NOSIGNAL);
     usleep(2000);
+}
+
+/* A simulated kernel in which all goes wrong that loses nothing. */
+static struct fb_driver *make_simulated(char *words, size_t size, int *error, const char **why)
+{
+    static const enum fb_fault FAULTS[] = {FB_SHORT_READ, FB_SHORT_WRITE, FB_DELAY, FB_LATE_CANCEL, FB_NO_BUFFER, FB_SLOW};
+    struct fb_sim_config config = {.seed = seed, .shuffled = below(2), .latency = below(2) * 1000, .spread = below(5000),
+                                   .late = 1 + below(20000), .rate = 100000000, .window = 1u << (10 + below(8))};
+    for (unsigned i = 0; i < sizeof FAULTS / sizeof *FAULTS; i++)
+        config.chance[FAULTS[i]] = below(2) ? 0 : below(100) / 200.0;
+    if (!below(2)) {
+        config.buffers = 1u << below(4);
+        config.buffer_size = 4096;
+    }
+    snprintf(words, size, "sim, %u x %u, window %u", config.buffers, config.buffer_size, config.window);
+    simulated = 1;
+    return fb_sim_new(&config, error, why);
 }
 
 /* A driver in a set-up that the seed decides, and the set-up in words. */
@@ -543,6 +577,8 @@ static struct fb_driver *make(const char *name, char *words, size_t size, int *e
     }
     keep_files = (int)below(2);
     snprintf(words, size, "%s%s, %u x %u", name, keep_files ? ", files kept" : "", config.buffers, config.buffer_size);
+    if (!strcmp(name, "sim"))
+        return make_simulated(words, size, error, why);
     if (strcmp(name, "uring"))
         return fb_readiness_new(name, &config, error, why);
     d = fb_uring_new(&ring, error, why);
@@ -554,12 +590,47 @@ static struct fb_driver *make(const char *name, char *words, size_t size, int *e
     return d;
 }
 
+/* The same between two simulated hosts, or within one. */
+static void connect_simulated(int tcp, int ends[2])
+{
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(80)};
+    struct fb_op to, from;
+    int host, listener;
+    if (!tcp) {
+        CHECK(fb_sim_pair(driver, 0, SOCK_STREAM, ends) == 0, "a simulated pair");
+        return;
+    }
+    host = fb_sim_host(driver, "server");
+    listener = fb_sim_socket(driver, host, SOCK_STREAM);
+    ends[0] = fb_sim_socket(driver, 0, SOCK_STREAM);
+    CHECK(fb_sim_bind(driver, listener, &there) == 0 && fb_sim_listen(driver, listener, 1) == 0 &&
+          fb_sim_name(driver, listener, 0, &there) == 0, "a simulated listener");
+    fb_prepare(&to, FB_CONNECT, ends[0]);
+    to.data = &there;
+    to.len = sizeof there;
+    fb_prepare(&from, FB_ACCEPT, listener);
+    fb_submit(driver, &to);
+    fb_submit(driver, &from);
+    for (int n = 0; n < 2;) {
+        CHECK(fb_poll(driver, -1) == 0, "the driver failed");
+        while (fb_reap(driver))
+            n++;
+    }
+    CHECK(to.res == 0 && from.res >= 0, "a simulated connection: %d, %d", to.res, from.res);
+    ends[1] = from.res;
+    CHECK(fb_close_fd(driver, listener) == 0, "close");
+}
+
 /* Two streams on one socket, over Unix or TCP. */
 static void connect_pair(int tcp, int ends[2])
 {
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof here;
     int listener;
+    if (simulated) {
+        connect_simulated(tcp, ends);
+        return;
+    }
     if (!tcp) {
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
         return;
@@ -593,7 +664,8 @@ int main(int argc, char **argv)
         streams[i] = (struct stream){.number = i, .in = ends[0], .out = ends[1], .in_file = a, .out_file = b};
         streams[i + 1] = (struct stream){.number = i + 1, .in = ends[1], .out = ends[0], .in_file = b, .out_file = a};
     }
-    CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, datagrams) == 0, "socketpair");
+    CHECK((simulated ? fb_sim_pair(driver, 0, SOCK_DGRAM, datagrams) : socketpair(AF_UNIX, SOCK_DGRAM, 0, datagrams)) == 0,
+          "a pair of datagram sockets");
     step_name = "running";
     for (long n = 0; n < steps; n++)
         step();

@@ -20,7 +20,10 @@ DRIVER = CHECKOUT / "fibers" / "driver"
 SOURCES = [
     HERE / "stress.c",
     HERE / "kqueue" / "kqueue_over_epoll.c",
-    *(DRIVER / name for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c", "kqueue.c")),
+    *(
+        DRIVER / name
+        for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c", "kqueue.c", "sim.c", "simnet.c")
+    ),
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STEPS = 5_000
@@ -45,7 +48,7 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("name", fibers.driver.KNOWN)
+@pytest.mark.parametrize("name", [*fibers.driver.KNOWN, fibers.driver.SIMULATED])
 def test_nothing_is_lost_or_doubled_or_touched_too_late(stress: Path, name: str) -> None:
     demand(name)
     environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
