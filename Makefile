@@ -93,7 +93,7 @@ clean:  ## remove everything that make made
 
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
-	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace)
+	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git)
 
 # The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
 $(VENV)/develop.stamp: $(C_SOURCES) | packages

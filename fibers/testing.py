@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fibers.driver import native
 from fibers.errors import Cancelled
+from fibers.net.drain import Drainable
 from fibers.net.framed import Framed
 from fibers.waiting import WaitQueue
 
@@ -208,10 +209,20 @@ class Pipe:
                 pass
 
 
-class MemoryStream(Framed):
+class MemoryStream(Framed, Drainable):
     """One end of memory_stream_pair(): a net.Stream without a socket."""
 
-    __slots__ = ("_broken", "_buffered", "_closed", "_incoming", "_outgoing", "_senders", "_sending", "_timeout")
+    __slots__ = (
+        "_broken",
+        "_buffered",
+        "_closed",
+        "_incoming",
+        "_outgoing",
+        "_senders",
+        "_sending",
+        "_served",
+        "_timeout",
+    )
 
     def __init__(self, incoming: Pipe, outgoing: Pipe) -> None:
         """Receive from one pipe and send into the other."""

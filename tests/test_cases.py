@@ -24,9 +24,8 @@ RULES = {
     "K1",
     *(f"M{n}" for n in range(1, 5)),
     *(f"N{n}" for n in range(1, 7)),
-    "O1",
-    "O3",
-    "O4",
+    "L3",
+    *(f"O{n}" for n in range(1, 5)),
 }
 
 

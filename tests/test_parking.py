@@ -226,25 +226,35 @@ def stream(pair: Pair, method: str, *args: Any) -> Setup:
 def receives(pair: Pair, method: str, *args: Any) -> Setup:
     def setup() -> Call:
         a, b = kept(pair)
-        after(1, lambda: b.sendall(b"12\n"))
+        after(1, lambda: b.sendall(b"\0\0\0\1\n"))
         return functools.partial(getattr(a, method), *args)
 
     return setup
 
 
-def sends(pair: Pair, method: str, wrap: Callable[[bytes], Any] = bytes) -> Setup:
+def sends(pair: Pair, method: str, wrap: Callable[[bytes], Any] = bytes, **options: Any) -> Setup:
     def setup() -> Call:
         a, b = kept(pair)
         fill(a)
         after(1, lambda: drain(b))
-        return lambda: getattr(a, method)(wrap(b"more"))
+        return lambda: getattr(a, method)(wrap(b"more"), **options)
 
     return setup
+
+
+def a_file(_: bytes) -> Any:
+    OPEN.append(open(__file__, "rb"))  # noqa: SIM115, PTH123 - closed with the rest
+    return OPEN[-1]
 
 
 def fill(stream: Any) -> None:
     if isinstance(stream, testing.MemoryStream):
         stream.sendall(bytes(65536))
+        return
+    if isinstance(stream, net.Pipe):
+        os.set_blocking(stream.fileno(), False)
+        fill_up(lambda: os.write(stream.fileno(), bytes(65536)))
+        os.set_blocking(stream.fileno(), True)
         return
     lent = socket.socket(fileno=os.dup(stream.fileno()))
     with lent:
@@ -268,6 +278,69 @@ def kept(pair: Pair) -> tuple[Any, Any]:
     ends = pair()
     OPEN.extend(ends)
     return ends
+
+
+def pipe_from() -> tuple[Any, Any]:
+    return net.pipe()
+
+
+def pipe_to() -> tuple[Any, Any]:
+    return net.pipe()[::-1]
+
+
+def messages_full(method: str, *args: Any) -> Setup:
+    """A socket whose peer takes no more, for a second."""
+
+    def setup() -> Call:
+        a, b = kept(net.message_pair)
+        lent = socket.socket(fileno=os.dup(a.fileno()))
+        with lent:
+            fill_up(lambda: lent.send(bytes(9999), socket.MSG_DONTWAIT))
+        after(1, lambda: drain(b))
+        return functools.partial(getattr(a, method), *args)
+
+    return setup
+
+
+def messages_empty(method: str, *args: Any) -> Setup:
+    def setup() -> Call:
+        a, b = kept(net.message_pair)
+        after(1, lambda: b.send(b"12"))
+        return functools.partial(getattr(a, method), *args)
+
+    return setup
+
+
+def sent_to_full() -> Call:
+    name = f"\0fibers-{os.getpid()}-full"
+    a, b = kept(lambda: (net.unix_datagram(), net.unix_datagram(name)))
+    lent = socket.socket(fileno=os.dup(a.fileno()))
+    with lent:
+        fill_up(lambda: lent.sendto(b"x", socket.MSG_DONTWAIT, name))
+    after(1, lambda: drain(b))
+    return functools.partial(a.sendto, b"more", name)
+
+
+def udp() -> net.MessageSocket:
+    made = net.udp(("127.0.0.1", 0))
+    OPEN.append(made)
+    return made
+
+
+def grouped(method: str) -> Setup:
+    return lambda: functools.partial(raised, getattr(udp(), method), "224.1.1.1", "lo")
+
+
+def server() -> net.Server:
+    return net.Server(print, listener())
+
+
+def run_server() -> Call:
+    def call() -> None:
+        with fibers.move_on_after(1):
+            server().run()
+
+    return call
 
 
 def listener() -> net.Listener:
@@ -449,6 +522,29 @@ AT_ONCE: dict[str, Setup] = {
     "fibers.net.getaddrinfo": plain(net.getaddrinfo, "127.0.0.1", 80),
     "fibers.net.listen": lambda: listener,
     "fibers.net.socketpair": lambda: lambda: kept(net.socketpair),
+    "fibers.net.Listener.set_buffer_sizes": of(listener, "set_buffer_sizes"),
+    "fibers.net.MessageSocket.close": of(udp, "close"),
+    "fibers.net.MessageSocket.connect": of(udp, "connect", ("127.0.0.1", 9)),
+    "fibers.net.MessageSocket.detach": lambda: lambda: os.close(udp().detach()),
+    "fibers.net.MessageSocket.fileno": of(udp, "fileno"),
+    "fibers.net.MessageSocket.getsockopt": of(udp, "getsockopt", socket.SOL_SOCKET, socket.SO_TYPE),
+    "fibers.net.MessageSocket.gettimeout": of(udp, "gettimeout"),
+    "fibers.net.MessageSocket.join_group": grouped("join_group"),
+    "fibers.net.MessageSocket.leave_group": grouped("leave_group"),
+    "fibers.net.MessageSocket.set_buffer_sizes": of(udp, "set_buffer_sizes"),
+    "fibers.net.MessageSocket.set_multicast": of(udp, "set_multicast"),
+    "fibers.net.MessageSocket.setsockopt": of(udp, "setsockopt", socket.SOL_SOCKET, socket.SO_RCVBUF, 4096),
+    "fibers.net.MessageSocket.settimeout": of(udp, "settimeout", 1),
+    "fibers.net.MessageSocket.shutdown": lambda: functools.partial(raised, udp().shutdown, socket.SHUT_WR),
+    "fibers.net.Server.stop": of(server, "stop"),
+    "fibers.net.Stream.set_buffer_sizes": stream(net.socketpair, "set_buffer_sizes"),
+    "fibers.net.Stream.set_keepalive": stream(net.socketpair, "set_keepalive"),
+    "fibers.net.gethostbyname": plain(net.gethostbyname, "127.0.0.1"),
+    "fibers.net.getnameinfo": plain(net.getnameinfo, ("127.0.0.1", 9), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV),
+    "fibers.net.message_pair": lambda: lambda: kept(net.message_pair),
+    "fibers.net.pipe": lambda: lambda: kept(net.pipe),
+    "fibers.net.udp": lambda: udp,
+    "fibers.net.unix_datagram": lambda: lambda: OPEN.append(net.unix_datagram()),
     "fibers.testing.Clock.advance": of(the_clock, "advance", 1),
     "fibers.testing.assert_does_not_park": lambda: asserted(testing.assert_does_not_park),
     "fibers.testing.assert_parks": lambda: asserted(testing.assert_parks),
@@ -494,6 +590,26 @@ WAITS: dict[str, Setup] = {
     "fibers.net.getaddrinfo": plain(net.getaddrinfo, "localhost", 80),
     "fibers.net.listen": lambda: lambda: OPEN.append(net.listen(("localhost", 0))),
     "fibers.net.serve": served,
+    "fibers.net.MessageSocket.close": closed_in_use(udp, "recv", 1),
+    "fibers.net.MessageSocket.connect": lambda: functools.partial(raised, udp().connect, ("localhost", 9)),
+    "fibers.net.MessageSocket.recv": messages_empty("recv", 9),
+    "fibers.net.MessageSocket.recv_fds": messages_empty("recv_fds", 9, 9),
+    "fibers.net.MessageSocket.recv_into": messages_empty("recv_into", bytearray(9)),
+    "fibers.net.MessageSocket.recvfrom": messages_empty("recvfrom", 9),
+    "fibers.net.MessageSocket.recvmsg": messages_empty("recvmsg", 9),
+    "fibers.net.MessageSocket.send": messages_full("send", b"x"),
+    "fibers.net.MessageSocket.send_fds": messages_full("send_fds", b"x", [0]),
+    "fibers.net.MessageSocket.sendmsg": messages_full("sendmsg", [b"x"]),
+    "fibers.net.MessageSocket.sendto": sent_to_full,
+    "fibers.net.Server.run": run_server,
+    "fibers.net.Stream.recv_fds": receives(net.socketpair, "recv_fds", 9, 9),
+    "fibers.net.Stream.send_fds": sends(net.socketpair, "send_fds", fds=[0]),
+    "fibers.net.getfqdn": plain(net.getfqdn, "localhost"),
+    "fibers.net.gethostbyaddr": plain(net.gethostbyaddr, "127.0.0.1"),
+    "fibers.net.gethostbyname": plain(net.gethostbyname, "localhost"),
+    "fibers.net.gethostbyname_ex": plain(net.gethostbyname_ex, "localhost"),
+    "fibers.net.getnameinfo": plain(net.getnameinfo, ("127.0.0.1", 9)),
+    "fibers.net.udp": lambda: lambda: OPEN.append(net.udp(("localhost", 0))),
     "fibers.testing.wait_all_blocked": plain(testing.wait_all_blocked),
 }
 
@@ -525,16 +641,41 @@ for queue in (fibers.Queue, fibers.LifoQueue, fibers.PriorityQueue):
     WAITS[f"{row}.put"] = waiting_put(full)
     WAITS[f"{row}.join"] = waiting(taken, "join", task_done)
 
-for row, pair in (("fibers.net.Stream", net.socketpair), ("fibers.testing.MemoryStream", testing.memory_stream_pair)):
-    for name, args in {"close": (), "gettimeout": (), "settimeout": (1,), "shutdown": (socket.SHUT_WR,)}.items():
-        AT_ONCE[f"{row}.{name}"] = stream(pair, name, *args)
-    WAITS[f"{row}.recv"] = receives(pair, "recv", 10)
-    WAITS[f"{row}.recv_into"] = receives(pair, "recv_into", bytearray(10))
-    WAITS[f"{row}.recv_exactly"] = receives(pair, "recv_exactly", 3)
-    WAITS[f"{row}.recv_until"] = receives(pair, "recv_until", b"\n")
-    WAITS[f"{row}.send"] = sends(pair, "send")
-    WAITS[f"{row}.sendall"] = sends(pair, "sendall")
-    WAITS[f"{row}.sendmsg"] = sends(pair, "sendmsg", lambda data: [data, data])
+READS: dict[str, tuple[Any, ...]] = {
+    "recv": (10,),
+    "recv_into": (bytearray(10),),
+    "recv_exactly": (3,),
+    "recv_until": (b"\n",),
+    "recv_frame": (),
+}
+WRITES: dict[str, Callable[[bytes], Any]] = {"send": bytes, "sendall": bytes, "send_frame": bytes, "sendfile": a_file}
+PAIRS: dict[str, tuple[Pair, Pair]] = {
+    "fibers.net.Stream": (net.socketpair, net.socketpair),
+    "fibers.testing.MemoryStream": (testing.memory_stream_pair, testing.memory_stream_pair),
+    "fibers.net.Pipe": (pipe_from, pipe_to),
+}
+for row, (pair_from, pair_to) in PAIRS.items():
+    for name, args in {
+        "close": (),
+        "gettimeout": (),
+        "settimeout": (1,),
+        "idle": (),
+        "lines": (),
+        "frames": (),
+    }.items():
+        AT_ONCE[f"{row}.{name}"] = stream(pair_from, name, *args)
+    for name, args in READS.items():
+        WAITS[f"{row}.{name}"] = receives(pair_from, name, *args)
+    for name, wrap in WRITES.items():
+        WAITS[f"{row}.{name}"] = sends(pair_to, name, wrap)
+    if row != "fibers.net.Pipe":
+        AT_ONCE[f"{row}.shutdown"] = stream(pair_from, "shutdown", socket.SHUT_WR)
+        WAITS[f"{row}.sendmsg"] = sends(pair_to, "sendmsg", lambda data: [data, data])
+AT_ONCE["fibers.net.Pipe.fileno"] = stream(net.pipe, "fileno")
+WAITS["fibers.net.Pipe.close"] = closed_in_use(one_end(pipe_from), "recv", 1)
+for table in (AT_ONCE, WAITS):  # the same class
+    for row in [row for row in table if row.startswith("fibers.net.Pipe.")]:
+        table.setdefault(row.replace(".net.", ".process."), table[row])
 
 
 @pytest.fixture(autouse=True)

@@ -102,36 +102,43 @@ PARKS = {
     "fibers.process.run": CANCEL_POINT,
     "fibers.process.Popen.wait": CANCEL_POINT,
     "fibers.process.Popen.communicate": CANCEL_POINT,
-    "fibers.process.Pipe.recv": CANCEL_POINT,
-    "fibers.process.Pipe.recv_into": CANCEL_POINT,
-    "fibers.process.Pipe.recv_exactly": CANCEL_POINT,
-    "fibers.process.Pipe.recv_until": CANCEL_POINT,
-    "fibers.process.Pipe.send": CANCEL_POINT,
-    "fibers.process.Pipe.sendall": CANCEL_POINT,
-    "fibers.process.Pipe.close": NEVER,
     "fibers.net.getaddrinfo": IF_IT_MUST_WAIT,
     "fibers.net.listen": IF_IT_MUST_WAIT,
     "fibers.net.connect": CANCEL_POINT,
     "fibers.net.serve": CANCEL_POINT,
     "fibers.net.Listener.accept": CANCEL_POINT,
     "fibers.net.Listener.close": NEVER,
-    "fibers.net.Stream.recv": CANCEL_POINT,
-    "fibers.net.Stream.recv_into": CANCEL_POINT,
-    "fibers.net.Stream.recv_exactly": CANCEL_POINT,
-    "fibers.net.Stream.recv_until": CANCEL_POINT,
-    "fibers.net.Stream.send": CANCEL_POINT,
-    "fibers.net.Stream.sendall": CANCEL_POINT,
+    "fibers.net.Server.run": CANCEL_POINT,
     "fibers.net.Stream.sendmsg": CANCEL_POINT,
-    "fibers.net.Stream.close": NEVER,
+    "fibers.net.Stream.send_fds": CANCEL_POINT,
+    "fibers.net.Stream.recv_fds": CANCEL_POINT,
+    "fibers.net.MessageSocket.recv": CANCEL_POINT,
+    "fibers.net.MessageSocket.recv_into": CANCEL_POINT,
+    "fibers.net.MessageSocket.recvfrom": CANCEL_POINT,
+    "fibers.net.MessageSocket.recvmsg": CANCEL_POINT,
+    "fibers.net.MessageSocket.recv_fds": CANCEL_POINT,
+    "fibers.net.MessageSocket.send": CANCEL_POINT,
+    "fibers.net.MessageSocket.sendto": CANCEL_POINT,
+    "fibers.net.MessageSocket.sendmsg": CANCEL_POINT,
+    "fibers.net.MessageSocket.send_fds": CANCEL_POINT,
+    "fibers.net.MessageSocket.connect": IF_IT_MUST_WAIT,
+    "fibers.net.MessageSocket.close": NEVER,
+    "fibers.net.udp": IF_IT_MUST_WAIT,
+    "fibers.net.getnameinfo": IF_IT_MUST_WAIT,
+    "fibers.net.gethostbyname": IF_IT_MUST_WAIT,
+    "fibers.net.gethostbyname_ex": CANCEL_POINT,
+    "fibers.net.gethostbyaddr": CANCEL_POINT,
+    "fibers.net.getfqdn": CANCEL_POINT,
     "fibers.testing.wait_all_blocked": CANCEL_POINT,
-    "fibers.testing.MemoryStream.recv": CANCEL_POINT,
-    "fibers.testing.MemoryStream.recv_into": CANCEL_POINT,
-    "fibers.testing.MemoryStream.recv_exactly": CANCEL_POINT,
-    "fibers.testing.MemoryStream.recv_until": CANCEL_POINT,
-    "fibers.testing.MemoryStream.send": CANCEL_POINT,
-    "fibers.testing.MemoryStream.sendall": CANCEL_POINT,
     "fibers.testing.MemoryStream.sendmsg": CANCEL_POINT,
 }
+for row in ("fibers.net.Stream", "fibers.net.Pipe", "fibers.process.Pipe", "fibers.testing.MemoryStream"):
+    for method in ("recv", "recv_into", "recv_exactly", "recv_until", "recv_frame"):
+        PARKS[f"{row}.{method}"] = CANCEL_POINT
+    for method in ("send", "sendall", "send_frame", "sendfile"):
+        PARKS[f"{row}.{method}"] = CANCEL_POINT
+    if "Memory" not in row:
+        PARKS[f"{row}.close"] = NEVER
 
 
 PUBLIC = (fibers, net, process, testing)
@@ -257,7 +264,7 @@ def public_callables() -> Iterator[tuple[str, object]]:
             thing = getattr(module, name)
             if inspect.isclass(thing):
                 for method in dir(thing):
-                    inherited = any(hasattr(base, method) for base in (object, BaseException))
+                    inherited = any(hasattr(base, method) for base in (object, BaseException, tuple))
                     if not method.startswith("_") and not inherited and callable(getattr(thing, method)):
                         yield f"{module.__name__}.{name}.{method}", getattr(thing, method)
             elif callable(thing):

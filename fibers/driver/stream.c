@@ -36,7 +36,7 @@ typedef struct {
     char peer[28];            /* a struct sockaddr_in or sockaddr_in6 */
 } Stream;
 
-static PyTypeObject FileType, StreamType;
+static PyTypeObject FileType;
 
 static PyObject *closed_error(void)
 {
@@ -350,14 +350,19 @@ static PyObject *stream_send(Stream *s, PyObject *arg) { return send_buffer(s, a
 
 static PyObject *stream_sendall(Stream *s, PyObject *arg) { return send_buffer(s, arg, FB_SENDALL, "sendall"); }
 
-/* The message and all it points to live in one heap block: the kernel reads it while our stack is elsewhere. */
-static PyObject *stream_sendmsg(Stream *s, PyObject *buffers)
+/* Messages: several buffers, ancillary data, an address. A message and all it points to live in one heap block: the
+ * kernel reads it while our stack is elsewhere. */
+
+static PyObject *send_message(Stream *s, PyObject *buffers, const char *control, Py_ssize_t control_len,
+                              const char *name, Py_ssize_t name_len, int flags)
 {
     PyObject *fast = PySequence_Fast(buffers, "sendmsg needs a sequence of buffers"), *result = NULL;
     Py_ssize_t n = fast ? PySequence_Fast_GET_SIZE(fast) : 0, held = 0;
     struct block {
         struct msghdr message;
+        struct sockaddr_storage name;
         Py_buffer *views;
+        char *control;
         struct iovec parts[];
     } *block = NULL;
     Fiber *f;
@@ -368,12 +373,17 @@ static PyObject *stream_sendmsg(Stream *s, PyObject *buffers)
         PyErr_Format(PyExc_ValueError, "sendmsg takes at most %d buffers, got %zd", IOV_MAX, n);
         goto out;
     }
-    block = calloc(1, sizeof *block + (size_t)n * (sizeof(struct iovec) + sizeof(Py_buffer)));
+    if ((size_t)name_len > sizeof block->name) {
+        PyErr_Format(PyExc_ValueError, "an address of %zd bytes is too long", name_len);
+        goto out;
+    }
+    block = calloc(1, sizeof *block + (size_t)n * (sizeof(struct iovec) + sizeof(Py_buffer)) + (size_t)control_len);
     if (!block) {
         PyErr_NoMemory();
         goto out;
     }
     block->views = (Py_buffer *)(void *)(block->parts + n);
+    block->control = (char *)(block->views + n);
     for (; held < n; held++) {
         if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(fast, held), &block->views[held], PyBUF_SIMPLE) < 0)
             goto out;
@@ -382,11 +392,22 @@ static PyObject *stream_sendmsg(Stream *s, PyObject *buffers)
     }
     block->message.msg_iov = block->parts;
     block->message.msg_iovlen = (size_t)n;
+    if (control_len) {
+        memcpy(block->control, control, (size_t)control_len);
+        block->message.msg_control = block->control;
+        block->message.msg_controllen = (size_t)control_len;
+    }
+    if (name_len) {
+        memcpy(&block->name, name, (size_t)name_len);
+        block->message.msg_name = &block->name;
+        block->message.msg_namelen = (socklen_t)name_len;
+    }
     if (!(f = begin(s, "sendmsg")))
         goto out;
     if ((turn = take_turn(s, f)) == 0) {
         fb_prepare(&f->op, FB_SENDMSG, s->file.fd);
         f->op.data = &block->message;
+        f->op.flags = (uint32_t)flags;
         if (fb_perform(f, &s->file, s->timeout) == 0)
             result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
     }
@@ -398,6 +419,146 @@ out:
     free(block);
     Py_DECREF(fast);
     return result;
+}
+
+static PyObject *stream_sendmsg(Stream *s, PyObject *buffers) { return send_message(s, buffers, NULL, 0, NULL, 0, 0); }
+
+/* _sendmsg(buffers, control: bytes, flags, sockaddr: bytes) */
+static PyObject *file_sendmsg(Stream *s, PyObject *const *argv, Py_ssize_t n)
+{
+    int flags;
+    if (n != 4 || !PyBytes_Check(argv[1]) || !PyBytes_Check(argv[3]))
+        return PyErr_Format(PyExc_TypeError, "_sendmsg(buffers, control, flags, sockaddr)");
+    flags = (int)PyLong_AsLong(argv[2]);
+    if (flags == -1 && PyErr_Occurred())
+        return NULL;
+    return send_message(s, argv[0], PyBytes_AS_STRING(argv[1]), PyBytes_GET_SIZE(argv[1]), PyBytes_AS_STRING(argv[3]),
+                        PyBytes_GET_SIZE(argv[3]), flags);
+}
+
+/* Nobody can take the descriptors that came with a message (rule F5). */
+static void close_passed(struct msghdr *message)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            for (size_t at = 0; at + sizeof(int) <= c->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+                int fd;
+                memcpy(&fd, CMSG_DATA(c) + at, sizeof fd);
+                close(fd);
+            }
+}
+
+/* _recvmsg(size, control_size, flags) -> (data, control, flags, sockaddr), past what is buffered. */
+static PyObject *file_recvmsg(Stream *s, PyObject *const *argv, Py_ssize_t n)
+{
+    PyObject *data = NULL, *result = NULL;
+    Py_ssize_t size, control_size;
+    struct block {
+        struct msghdr message;
+        struct iovec part;
+        struct sockaddr_storage name;
+        _Alignas(struct cmsghdr) char control[];
+    } *block = NULL;
+    int flags;
+    Fiber *f;
+    if (n != 3)
+        return PyErr_Format(PyExc_TypeError, "_recvmsg(size, control_size, flags)");
+    size = PyLong_AsSsize_t(argv[0]);
+    control_size = PyLong_AsSsize_t(argv[1]);
+    flags = (int)PyLong_AsLong(argv[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (size < 0 || control_size < 0 || control_size > INT_MAX)
+        return PyErr_Format(PyExc_ValueError, "can't receive %zd bytes with %zd of ancillary data: both must be sizes",
+                            size, control_size);
+    block = calloc(1, sizeof *block + (size_t)control_size);
+    data = PyBytes_FromStringAndSize(NULL, size);
+    if (!block || !data) {
+        PyErr_NoMemory();
+        goto out;
+    }
+    if (!(f = begin(s, "recvmsg")))
+        goto out;
+    block->part.iov_base = PyBytes_AS_STRING(data);
+    block->part.iov_len = (size_t)size;
+    block->message.msg_iov = &block->part;
+    block->message.msg_iovlen = 1;
+    block->message.msg_name = &block->name;
+    block->message.msg_namelen = sizeof block->name;
+    block->message.msg_control = control_size ? block->control : NULL;
+    block->message.msg_controllen = (size_t)control_size;
+    fb_prepare(&f->op, FB_RECVMSG, s->file.fd);
+    f->op.data = &block->message;
+    f->op.flags = (uint32_t)(flags | MSG_CMSG_CLOEXEC);
+    if (fb_perform(f, &s->file, s->timeout) < 0) {
+        if (f->op.res >= 0)
+            close_passed(&block->message);
+        goto out;
+    }
+    if (f->op.res < 0) {
+        fb_op_error(f);
+        goto out;
+    }
+    if (f->op.res < size && _PyBytes_Resize(&data, f->op.res) < 0) { /* it may be larger with MSG_TRUNC */
+        close_passed(&block->message);
+        goto out;
+    }
+    result = Py_BuildValue("(Oy#iy#)", data, block->control, (Py_ssize_t)block->message.msg_controllen,
+                           block->message.msg_flags & ~MSG_CMSG_CLOEXEC, (char *)&block->name,
+                           (Py_ssize_t)block->message.msg_namelen);
+    if (!result)
+        close_passed(&block->message);
+out:
+    free(block);
+    Py_XDECREF(data);
+    return result;
+}
+
+/* _offer(data) -> how much of it could be sent at once, without a wait and without a turn: 0 is no error. For the last
+ * words of a protocol at close. */
+static PyObject *stream_offer(Stream *s, PyObject *arg)
+{
+    Fiber *f = fb_runtime ? fb_runtime->current : NULL;
+    Py_buffer view;
+    long sent = 0;
+    if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (f && s->file.fd >= 0 && !s->sender && !s->broken) {
+        fb_prepare(&f->op, FB_SEND, s->file.fd);
+        f->op.data = view.buf;
+        f->op.len = (uint64_t)view.len;
+        if (fb_attempt(f->runtime->driver, &f->op) && f->op.res > 0)
+            sent = f->op.res;
+    }
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(sent);
+}
+
+/* _begin_sending(), _end_sending(): a turn among the senders, for what sends by other calls. */
+static PyObject *stream_begin_sending(Stream *s, PyObject *ignored)
+{
+    Fiber *f = begin(s, "send");
+    int turn;
+    (void)ignored;
+    if (!f)
+        return NULL;
+    turn = take_turn(s, f);
+    if (turn > 0)
+        pass_turn(s);
+    if (turn)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_end_sending(Stream *s, PyObject *why)
+{
+    if (why != Py_None) {
+        if (!PyUnicode_Check(why))
+            return PyErr_Format(PyExc_TypeError, "_end_sending(why: str or None)");
+        Py_XSETREF(s->broken, Py_NewRef(why));
+    }
+    pass_turn(s);
+    Py_RETURN_NONE;
 }
 
 /* Accepting and connecting. */
@@ -412,13 +573,13 @@ static Stream *new_stream(PyTypeObject *type, int fd)
     return s;
 }
 
-/* _accept(type) -> a stream of that type. The new object is made first: it is where the kernel writes the address. */
+/* _accept(type) -> a File of that type. The new object is made first: it is where the kernel writes the address. */
 static PyObject *stream_accept(Stream *s, PyObject *type)
 {
     Stream *made;
     Fiber *f;
-    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, &StreamType))
-        return PyErr_Format(PyExc_TypeError, "_accept needs a subclass of Stream, got %R", type);
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, &FileType))
+        return PyErr_Format(PyExc_TypeError, "_accept needs a subclass of File, got %R", type);
     if (!(f = begin(s, "accept")))
         return NULL;
     made = new_stream((PyTypeObject *)type, -1);
@@ -633,6 +794,9 @@ static PyMethodDef FILE_METHODS[] = {
      "settimeout($self, timeout, /)\n--\n\nSeconds that each operation may take before TimeoutError; None: any time."},
     {"gettimeout", METHOD(stream_gettimeout), METH_NOARGS, "gettimeout($self)\n--\n\nWhat settimeout set."},
     {"_accept", METHOD(stream_accept), METH_O, NULL},
+    {"_connect", METHOD(stream_connect), METH_FASTCALL, NULL},
+    {"_recvmsg", METHOD(file_recvmsg), METH_FASTCALL, NULL},
+    {"_sendmsg", METHOD(file_sendmsg), METH_FASTCALL, NULL},
     {"_detach", METHOD(stream_detach), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -652,7 +816,9 @@ static PyMethodDef STREAM_METHODS[] = {
     {"shutdown", METHOD(stream_shutdown), METH_O,
      "shutdown($self, how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
     {"_receive", METHOD(stream_receive), METH_O, NULL},
-    {"_connect", METHOD(stream_connect), METH_FASTCALL, NULL},
+    {"_offer", METHOD(stream_offer), METH_O, NULL},
+    {"_begin_sending", METHOD(stream_begin_sending), METH_NOARGS, NULL},
+    {"_end_sending", METHOD(stream_end_sending), METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -13,6 +13,8 @@ Rule 5: no locks: what the run counts, only its own thread touches; the rest is 
 from __future__ import annotations
 
 import collections
+import copy
+import functools
 import os
 import threading
 from _thread import allocate_lock
@@ -35,27 +37,39 @@ IDLE = 5.0
 class Job:
     """One call on its way: who waits for it, and how it ended."""
 
-    __slots__ = ("abandoned", "call", "core", "error", "line", "may_abandon", "started", "value", "waiter")
+    __slots__ = ("call", "core", "error", "key", "line", "may_abandon", "shared", "started", "value", "waiters")
 
-    def __init__(self, call: Callable[[], Any], line: Line, *, may_abandon: bool) -> None:
-        """Remember the call and the fiber that parks for it."""
+    def __init__(self, call: Callable[[], Any], line: Line, key: object, *, may_abandon: bool) -> None:
+        """Remember the call; the fibers that park for it follow."""
         self.call = call
         self.line = line
-        self.waiter: Fiber[object] = native.current()
-        self.core: Core = self.waiter._runtime
+        self.key = key  # what equal calls have in common; None: nothing
+        self.waiters: list[Fiber[object]] = []
+        self.core: Core = native.current()._runtime
         self.may_abandon = may_abandon
         self.started = False
-        self.abandoned = False
+        self.shared = False  # the outcome goes to several fibers
         self.value: Any = None
         self.error: BaseException | None = None
 
-    def give_up(self) -> bool:
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for it."""
+        return not self.waiters
+
+    @property
+    def waiter(self) -> Fiber[object]:
+        """The fiber that parks for it: the first, of several."""
+        return self.waiters[0]
+
+    def give_up(self, waiter: Fiber[object]) -> bool:
         """Let the waiter go, if that is possible."""
-        if not self.started:
-            self.line.waiting.remove(self)
-        elif not self.may_abandon:
+        if self.started and not self.may_abandon:
             return False
-        self.abandoned = True
+        self.waiters.remove(waiter)
+        if not self.waiters and not self.started:
+            self.line.waiting.remove(self)
+            self.line.shared.pop(self.key, None)
         return True
 
     def start(self) -> None:
@@ -87,23 +101,41 @@ class Job:
                 following.start()
             except RuntimeError as error:
                 following.error = error
-                native.wake(following.waiter)
-        if self.abandoned:
+                following.resume()
+        self.resume()
+
+    def resume(self) -> None:
+        """Resume who waits; without anybody the outcome is dropped."""
+        self.line.shared.pop(self.key, None)
+        if not self.waiters:
             self.error = None
-        else:
-            native.wake(self.waiter)
+        self.shared = len(self.waiters) > 1
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            native.wake(waiter)
+
+    def outcome(self) -> Any:
+        """Return the value or raise the exception, once for each who waited: an exception of its own."""
+        if self.error is None:
+            return self.value
+        try:
+            raise copy.copy(self.error) if self.shared else self.error
+        finally:
+            if not self.shared:
+                self.error = None
 
 
 class Line:
-    """The calls of one kind in one run: how many are on threads, and those that wait for a place."""
+    """The calls of one kind in one run: how many are on threads, those that wait for a place, and those with a key."""
 
-    __slots__ = ("running", "size", "waiting")
+    __slots__ = ("running", "shared", "size", "waiting")
 
     def __init__(self, size: float) -> None:
         """Start empty."""
         self.size = size
         self.running = 0
         self.waiting: collections.deque[Job] = collections.deque()
+        self.shared: dict[object, Job] = {}
 
 
 class Pool:
@@ -113,35 +145,36 @@ class Pool:
         """Keep the limit."""
         self.size = size
 
-    def call(self, fn: Callable[[], T], what: str, on: object = None, *, abandon: bool) -> T:
+    def call(self, fn: Callable[[], T], what: str, on: object = None, *, abandon: bool, key: object = None) -> T:
         """Run fn() on a thread and return its value or raise its exception. Parks; a cancel point.
 
         `what` and `on` tell what the fiber waits for. Once the call has begun the wait ends with it, unless it may be
-        abandoned.
+        abandoned. A call with the key of one that has not ended, abandoned or not, waits for that one's outcome.
         """
         native.wait(what, None, 0)  # raises if it is cancelled
-        lines = native.current()._runtime.lines
+        fiber = native.current()
+        lines = fiber._runtime.lines
         line = lines.get(self)
         if line is None:
             line = lines[self] = Line(self.size)
-        job = Job(fn, line, may_abandon=abandon)
-        if line.running >= line.size:
-            line.waiting.append(job)
-        else:
-            job.start()
+        job = None if key is None else line.shared.get(key)
+        if job is None:
+            job = Job(fn, line, key, may_abandon=abandon)
+            if line.running >= line.size:
+                line.waiting.append(job)
+            else:
+                job.start()
+            if key is not None:
+                line.shared[key] = job
+        job.waiters.append(fiber)
         try:
-            native.wait(what, on, None, job.give_up)
+            native.wait(what, on, None, functools.partial(job.give_up, fiber))
         except BaseException:
-            if not job.abandoned:  # something was thrown into the greenlet
+            if fiber in job.waiters:  # something was thrown into the greenlet
                 job.may_abandon = True
-                job.give_up()
+                job.give_up(fiber)
             raise
-        try:
-            if job.error is not None:
-                raise job.error
-            return job.value  # type: ignore[no-any-return]
-        finally:
-            job.error = None
+        return job.outcome()  # type: ignore[no-any-return]
 
 
 class Worker(threading.Thread):

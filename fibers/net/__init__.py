@@ -11,7 +11,34 @@ A client, and a server:
 
 from __future__ import annotations
 
-from fibers.net.dns import getaddrinfo
-from fibers.net.tcp import Listener, Stream, connect, listen, serve, socketpair
+from fibers.net.connection import connect
+from fibers.net.dns import getaddrinfo, getfqdn, gethostbyaddr, gethostbyname, gethostbyname_ex, getnameinfo
+from fibers.net.listener import Listener, listen
+from fibers.net.message import MessageSocket, message_pair, udp, unix_datagram
+from fibers.net.pipe import Pipe, pipe
+from fibers.net.server import Server, serve
+from fibers.net.stream import Stream, socketpair
+from fibers.net.unix import PeerCred
 
-__all__ = ["Listener", "Stream", "connect", "getaddrinfo", "listen", "serve", "socketpair"]
+__all__ = [
+    "Listener",
+    "MessageSocket",
+    "PeerCred",
+    "Pipe",
+    "Server",
+    "Stream",
+    "connect",
+    "getaddrinfo",
+    "getfqdn",
+    "gethostbyaddr",
+    "gethostbyname",
+    "gethostbyname_ex",
+    "getnameinfo",
+    "listen",
+    "message_pair",
+    "pipe",
+    "serve",
+    "socketpair",
+    "udp",
+    "unix_datagram",
+]
