@@ -191,7 +191,7 @@ static int32_t verdict(ssize_t n)
 {
     if (n >= 0)
         return (int32_t)n;
-    return errno == EAGAIN || errno == EWOULDBLOCK ? WAIT : -errno;
+    return errno == EAGAIN || errno == EWOULDBLOCK ? WAIT : errno == EINTR ? TURN : -errno;
 }
 
 static int32_t nothing(struct readiness *r, struct fb_op *op, struct record *record)
@@ -221,6 +221,8 @@ static int32_t receive_at(struct fb_op *op, struct record *record, size_t len, i
         char *at = op->moved ? (char *)op->data + op->moved : op->data;
         ssize_t n = recv(op->fd, at, len - op->moved, flags | MSG_DONTWAIT);
         int32_t res = verdict(n);
+        if (res == TURN)
+            continue; /* a part may be in the buffer: it is not given back for an EINTR */
         if (drained(record, op, n, len - op->moved))
             record->ready &= (uint8_t)~FB_IN;
         if (!wants_all(op) || (op->flags & MSG_PEEK))
@@ -272,7 +274,7 @@ static int32_t send_some(struct readiness *r, struct fb_op *op, struct record *r
     for (int i = 0; i < SENDS; i++) {
         const char *at = op->moved ? (char *)op->data + op->moved : op->data;
         int32_t res = verdict(send(op->fd, at, clamp(op->len - op->moved), flags));
-        if (!wants_all(op) || res == WAIT)
+        if (!wants_all(op) || res == WAIT || res == TURN)
             return res;
         if (res <= 0)
             return op->moved ? moved(op) : res;
@@ -577,7 +579,8 @@ static uint32_t new_record(struct readiness *r, int fd)
             r->record_count = 1;
         slot = r->record_count++;
     }
-    r->records[slot] = (struct record){.fd = fd, .generation = r->records[slot].generation, .used = 1};
+    r->records[slot] = (struct record){
+        .fd = fd, .generation = r->records[slot].generation, .used = 1, .ready = FB_IN | FB_OUT};
     return slot;
 }
 
@@ -678,7 +681,8 @@ static struct record *arm(struct readiness *r, const struct fb_op *op, int *resu
     if (known && (*result < 0 || !(*result & FB_WAS_ARMED))) {
         lose(r, record);
         leave_unblocked(r, record);
-        record->kept = record->armed = record->ready = record->ended = record->urgent = record->drains = 0;
+        record->kept = record->armed = record->ended = record->urgent = record->drains = 0;
+        record->ready = FB_IN | FB_OUT;
     }
     if (*result < 0) {
         free_record(r, record);
@@ -754,6 +758,8 @@ static void wait_for(struct readiness *r, struct fb_op *op, struct record *recor
         finish_early(r, op, result);
         return;
     }
+    if (is_plain(op))
+        record->ready &= (uint8_t)~TABLE[op->code].interest; /* as an attempt has just said */
     if (result & FB_TRY_AGAIN) {
         push_waiting(&r->turn, op, IN_TURN);
         leave(r, record);
