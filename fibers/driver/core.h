@@ -28,13 +28,17 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-/* macOS has neither: there an accepted descriptor gets these flags after accept(2), and Python ignores SIGPIPE. */
+/* macOS has none of these: there an accepted descriptor gets its flags after accept(2), Python ignores SIGPIPE, and a
+ * descriptor that was passed is inherited until its receiver says otherwise. */
 #ifndef SOCK_CLOEXEC
 #define SOCK_CLOEXEC 0x10000000
 #define SOCK_NONBLOCK 0x20000000
 #endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
+#endif
+#ifndef MSG_CMSG_CLOEXEC
+#define MSG_CMSG_CLOEXEC 0
 #endif
 
 /* What an op does. Adding one is a line here and a row in every driver's table; a test asserts that they agree. */

@@ -437,14 +437,14 @@ static int32_t receive_message(struct sim *s, struct sock *k, struct fb_op *op)
         return res;
     if (!receivable(k))
         return would_block(op);
-    for (size_t i = 0; i < m->msg_iovlen; i++)
+    for (size_t i = 0; i < (size_t)m->msg_iovlen; i++)
         size += m->msg_iov[i].iov_len;
     size = size < s->config.window ? size : s->config.window;
     if (!(whole = malloc(size ? size : 1)))
         return -ENOMEM;
     res = take(s, k, op, whole, size);
     left = res > 0 ? (uint64_t)res : 0;
-    for (size_t i = 0; i < m->msg_iovlen && left; i++) {
+    for (size_t i = 0; i < (size_t)m->msg_iovlen && left; i++) {
         size_t part = m->msg_iov[i].iov_len < left ? m->msg_iov[i].iov_len : (size_t)left;
         memcpy(m->msg_iov[i].iov_base, whole + total, part);
         total += (int32_t)part;
@@ -525,11 +525,11 @@ static int32_t send_message(struct sim *s, struct sock *k, struct fb_op *op)
     char *whole;
     if (res < 0)
         return res;
-    for (size_t i = 0; i < m->msg_iovlen; i++)
+    for (size_t i = 0; i < (size_t)m->msg_iovlen; i++)
         size += m->msg_iov[i].iov_len;
     if (!(whole = malloc(size ? size : 1)))
         return -ENOMEM;
-    for (size_t i = 0; i < m->msg_iovlen; i++) {
+    for (size_t i = 0; i < (size_t)m->msg_iovlen; i++) {
         if (m->msg_iov[i].iov_len)
             memcpy(whole + at, m->msg_iov[i].iov_base, m->msg_iov[i].iov_len);
         at += m->msg_iov[i].iov_len;

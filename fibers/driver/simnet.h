@@ -7,6 +7,8 @@
 
 #include "sim.h"
 
+#include <sys/types.h>
+
 #define MS INT64_C(1000000)
 #define SECOND (1000 * MS)
 
