@@ -1,12 +1,19 @@
 """Every test leaves the process as it found it: the same descriptors, no run in the thread."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
 from helpers import open_fds, raised
 
 import fibers
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that: ^C could not be tested."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -259,8 +260,12 @@ def forked(work: Callable[[], object]) -> tuple[int, str]:
     pid = os.fork()
     if pid == 0:
         os.dup2(write, 1)
-        work()
-        os._exit(0)
+        try:
+            work()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - it must not go on as a second pytest
+            traceback.print_exc()
+            os._exit(70)
     os.close(write)
     with open(read) as output:  # noqa: PTH123 - a pipe
         text = output.read()
