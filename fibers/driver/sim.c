@@ -26,6 +26,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifdef __APPLE__
+#define POLLRDHUP 0
+#define fdatasync fsync
+#endif
+
 /* Results of an attempt that is not the end. */
 enum { WAIT = INT32_MIN, STARVE };
 /* op->place of an op that waits: the id of its socket, or one of these. */

@@ -27,7 +27,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
-enum { READ_SIDE, WRITE_SIDE, SIDES, BATCH = 64 };
+enum { READ_SIDE, WRITE_SIDE, SIDES, BATCH = 64, BUCKETS = 1024 };
 
 struct knote {
     struct knote *next;
@@ -42,7 +42,7 @@ struct queue {
     struct queue *next;
     int fd, sides[SIDES];
     int first;                /* side that is looked at first: they take turns */
-    struct knote *notes;
+    struct knote *notes[BUCKETS]; /* by number */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -50,10 +50,11 @@ static struct queue *queues;
 
 static void dispose(struct queue *q)
 {
-    struct knote *note, *next;
-    for (note = q->notes; note; note = next) {
-        next = note->next;
-        free(note);
+    for (int i = 0; i < BUCKETS; i++) {
+        for (struct knote *note = q->notes[i], *next; note; note = next) {
+            next = note->next;
+            free(note);
+        }
     }
     close(q->sides[READ_SIDE]);
     close(q->sides[WRITE_SIDE]);
@@ -143,7 +144,7 @@ static int same_file(const struct knote *note)
 
 static struct knote *find_note(struct queue *q, int fd, int side)
 {
-    for (struct knote *note = q->notes; note; note = note->next) {
+    for (struct knote *note = q->notes[(unsigned)fd % BUCKETS]; note; note = note->next) {
         if (note->fd != fd || note->side != side || note->dead)
             continue;
         if (same_file(note))
@@ -170,8 +171,8 @@ static int add(struct queue *q, const struct kevent *change, int side)
         note = calloc(1, sizeof *note);
         if (!note)
             return ENOMEM;
-        *note = (struct knote){q->notes, fd, side, 0, status.st_dev, status.st_ino, NULL};
-        q->notes = note;
+        *note = (struct knote){q->notes[(unsigned)fd % BUCKETS], fd, side, 0, status.st_dev, status.st_ino, NULL};
+        q->notes[(unsigned)fd % BUCKETS] = note;
     }
     note->udata = change->udata;
     event.data.ptr = note;
