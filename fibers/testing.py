@@ -363,6 +363,22 @@ class MemoryStream(Framed, Drainable):
                 )
             raise
 
+    def _offer(self, data: ReadableBuffer, /) -> int:
+        """Send `data` if there is room for all of it and nobody is sending: the last words of a protocol at close."""
+        pipe = self._outgoing
+        with memoryview(data).cast("B") as view:
+            free = not (self._sending or self._closed or self._broken or pipe.ended or pipe.deaf)
+            if not free or len(pipe.data) + len(view) > pipe.limit:
+                return 0
+            pipe.data += view
+            pipe.readers.wake_first()
+            return len(view)
+
+    def _has_arrived(self) -> bool:
+        """Tell whether a receive would find something."""
+        pipe = self._incoming
+        return bool(self._buffered or pipe.data or pipe.ended or pipe.deaf or self._closed)
+
     def _check_sending(self) -> None:
         """Raise if nothing can be sent any more."""
         if self._closed:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from certificates import client_context, server_context
 from helpers import raised
 from test_tidy import CALLABLES, CANCEL_POINT, NEVER, PARKS
 
@@ -251,6 +252,9 @@ def fill(stream: Any) -> None:
     if isinstance(stream, testing.MemoryStream):
         stream.sendall(bytes(65536))
         return
+    if isinstance(stream, net.tls.TLSStream):
+        other(lambda: stream.sendall(bytes(1 << 20)))
+        return
     if isinstance(stream, net.Pipe):
         os.set_blocking(stream.fileno(), False)
         fill_up(lambda: os.write(stream.fileno(), bytes(65536)))
@@ -278,6 +282,24 @@ def kept(pair: Pair) -> tuple[Any, Any]:
     ends = pair()
     OPEN.extend(ends)
     return ends
+
+
+def tls_pair() -> tuple[Any, Any]:
+    a, b = net.socketpair()
+    accepting = fibers.spawn(net.tls.wrap, b, server_context(), server_side=True)
+    return net.tls.wrap(a, client_context(), server_hostname="localhost"), accepting.result()
+
+
+def wrapped() -> Call:
+    a, b = net.socketpair()
+    fibers.daemon(lambda: OPEN.append(net.tls.wrap(b, server_context(), server_side=True)))
+    return lambda: OPEN.append(net.tls.wrap(a, client_context(), server_hostname="localhost"))
+
+
+def unwrapped() -> Call:
+    a, b = kept(tls_pair)
+    after(1, lambda: OPEN.append(b.unwrap()))
+    return lambda: OPEN.append(a.unwrap())
 
 
 def pipe_from() -> tuple[Any, Any]:
@@ -652,6 +674,7 @@ WRITES: dict[str, Callable[[bytes], Any]] = {"send": bytes, "sendall": bytes, "s
 PAIRS: dict[str, tuple[Pair, Pair]] = {
     "fibers.net.Stream": (net.socketpair, net.socketpair),
     "fibers.testing.MemoryStream": (testing.memory_stream_pair, testing.memory_stream_pair),
+    "fibers.net.tls.TLSStream": (tls_pair, tls_pair),
     "fibers.net.Pipe": (pipe_from, pipe_to),
 }
 for row, (pair_from, pair_to) in PAIRS.items():
@@ -668,9 +691,20 @@ for row, (pair_from, pair_to) in PAIRS.items():
         WAITS[f"{row}.{name}"] = receives(pair_from, name, *args)
     for name, wrap in WRITES.items():
         WAITS[f"{row}.{name}"] = sends(pair_to, name, wrap)
-    if row != "fibers.net.Pipe":
+    if "TLS" in row:
+        WAITS[f"{row}.shutdown"] = sends(pair_to, "shutdown", lambda _: socket.SHUT_WR)
+        WAITS[f"{row}.sendmsg"] = sends(pair_to, "sendmsg", lambda data: [data, data])
+        WAITS[f"{row}.close"] = closed_in_use(one_end(pair_to), "recv", 1)
+    elif row != "fibers.net.Pipe":
         AT_ONCE[f"{row}.shutdown"] = stream(pair_from, "shutdown", socket.SHUT_WR)
         WAITS[f"{row}.sendmsg"] = sends(pair_to, "sendmsg", lambda data: [data, data])
+for name in ("cipher", "fileno", "get_channel_binding", "getpeercert", "selected_alpn_protocol", "version"):
+    AT_ONCE[f"fibers.net.tls.TLSStream.{name}"] = stream(tls_pair, name)
+for name, args in {"getsockopt": (), "setsockopt": (4096,)}.items():
+    option = (socket.SOL_SOCKET, socket.SO_RCVBUF, *args)
+    AT_ONCE[f"fibers.net.tls.TLSStream.{name}"] = stream(tls_pair, name, *option)
+WAITS["fibers.net.tls.wrap"] = wrapped
+WAITS["fibers.net.tls.TLSStream.unwrap"] = unwrapped
 AT_ONCE["fibers.net.Pipe.fileno"] = stream(net.pipe, "fileno")
 WAITS["fibers.net.Pipe.close"] = closed_in_use(one_end(pipe_from), "recv", 1)
 for table in (AT_ONCE, WAITS):  # the same class

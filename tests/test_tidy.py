@@ -109,6 +109,10 @@ PARKS = {
     "fibers.net.Listener.accept": CANCEL_POINT,
     "fibers.net.Listener.close": NEVER,
     "fibers.net.Server.run": CANCEL_POINT,
+    "fibers.net.tls.wrap": CANCEL_POINT,
+    "fibers.net.tls.TLSStream.sendmsg": CANCEL_POINT,
+    "fibers.net.tls.TLSStream.shutdown": CANCEL_POINT,
+    "fibers.net.tls.TLSStream.unwrap": CANCEL_POINT,
     "fibers.net.Stream.sendmsg": CANCEL_POINT,
     "fibers.net.Stream.send_fds": CANCEL_POINT,
     "fibers.net.Stream.recv_fds": CANCEL_POINT,
@@ -132,7 +136,14 @@ PARKS = {
     "fibers.testing.wait_all_blocked": CANCEL_POINT,
     "fibers.testing.MemoryStream.sendmsg": CANCEL_POINT,
 }
-for row in ("fibers.net.Stream", "fibers.net.Pipe", "fibers.process.Pipe", "fibers.testing.MemoryStream"):
+STREAMS = (
+    "fibers.net.Stream",
+    "fibers.net.Pipe",
+    "fibers.process.Pipe",
+    "fibers.net.tls.TLSStream",
+    "fibers.testing.MemoryStream",
+)
+for row in STREAMS:
     for method in ("recv", "recv_into", "recv_exactly", "recv_until", "recv_frame"):
         PARKS[f"{row}.{method}"] = CANCEL_POINT
     for method in ("send", "sendall", "send_frame", "sendfile"):
@@ -141,7 +152,7 @@ for row in ("fibers.net.Stream", "fibers.net.Pipe", "fibers.process.Pipe", "fibe
         PARKS[f"{row}.close"] = NEVER
 
 
-PUBLIC = (fibers, net, process, testing)
+PUBLIC = (fibers, net, net.tls, process, testing)
 
 
 def name_of(path: Path) -> str:

@@ -11,6 +11,7 @@ A client, and a server:
 
 from __future__ import annotations
 
+from fibers.net import tls
 from fibers.net.connection import connect
 from fibers.net.dns import getaddrinfo, getfqdn, gethostbyaddr, gethostbyname, gethostbyname_ex, getnameinfo
 from fibers.net.listener import Listener, listen
@@ -39,6 +40,7 @@ __all__ = [
     "pipe",
     "serve",
     "socketpair",
+    "tls",
     "udp",
     "unix_datagram",
 ]

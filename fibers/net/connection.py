@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import socket
+from ssl import create_default_context
 from typing import TYPE_CHECKING, Any, overload
 
-from fibers.net import address, sockets
+from fibers.net import address, sockets, tls
 from fibers.net.dns import getaddrinfo
 from fibers.net.message import MessageSocket
 from fibers.net.stream import Stream
@@ -22,8 +23,10 @@ from fibers.sync import Event
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from ssl import SSLContext
 
     from fibers.net.address import Address
+    from fibers.net.tls import TLSStream
 
     Where = tuple[int, int, int, Address]  # family, type, proto, address
 
@@ -37,6 +40,8 @@ def connect(
     addr: tuple[str, int] | str | bytes | os.PathLike[str],
     *,
     timeout: float | None = None,
+    ssl: None = None,
+    server_hostname: str | None = None,
     local_addr: tuple[str, int] | None = None,
 ) -> Stream: ...
 
@@ -46,6 +51,19 @@ def connect(
     addr: tuple[str, int] | str | bytes | os.PathLike[str],
     *,
     timeout: float | None = None,
+    ssl: SSLContext | bool,
+    server_hostname: str | None = None,
+    local_addr: tuple[str, int] | None = None,
+) -> TLSStream: ...
+
+
+@overload
+def connect(
+    addr: tuple[str, int] | str | bytes | os.PathLike[str],
+    *,
+    timeout: float | None = None,
+    ssl: SSLContext | bool | None = None,
+    server_hostname: str | None = None,
     local_addr: tuple[str, int] | None = None,
     type: int,
 ) -> Any: ...
@@ -55,16 +73,24 @@ def connect(
     addr: tuple[str, int] | str | bytes | os.PathLike[str],
     *,
     timeout: float | None = None,
+    ssl: SSLContext | bool | None = None,
+    server_hostname: str | None = None,
     local_addr: tuple[str, int] | None = None,
     type: int = socket.SOCK_STREAM,
 ) -> Any:
     """Connect to (host, port) or to the path of a Unix socket, within `timeout` seconds in all: a Stream.
 
-    A name with several addresses is raced (RFC 8305). With `type` SOCK_SEQPACKET a path gives a MessageSocket. OSError
-    with what each address said, TimeoutError, socket.gaierror. Parks; a cancel point.
+    A name with several addresses is raced (RFC 8305). With `ssl`, a context or True for the default one, it is a
+    TLSStream, the peer's certificate checked for `server_hostname`, by default the host. With `type` SOCK_SEQPACKET a
+    path gives a MessageSocket. OSError with what each address said, TimeoutError, socket.gaierror, ssl.SSLError. Parks;
+    a cancel point.
     """
     if timeout is not None and not timeout >= 0:
         msg = f"a timeout can't be negative or NaN: {timeout!r}"
+        raise ValueError(msg)
+    context = create_default_context() if ssl is True else ssl or None
+    if context is None and server_hostname is not None:
+        msg = "server_hostname is for ssl, which is not asked for"
         raise ValueError(msg)
     if address.is_path(addr):
         path = address.path_of(addr)  # type: ignore[arg-type]  # a path
@@ -73,13 +99,15 @@ def connect(
             raise ValueError(msg)
     else:
         path = None
-        address.check(addr)
+        server_hostname = server_hostname or address.check(addr)[0] or None
         if type != socket.SOCK_STREAM:
             msg = f"only a Unix socket can connect with type {type}; {addr!r} is none"
             raise ValueError(msg)
     with time_limit(timeout):
-        stream = connect_tcp(addr, local_addr) if path is None else connect_unix(path, type)  # type: ignore[arg-type]
-    return stream  # noqa: RET504 - after the block: a scope may absorb what is raised in it
+        stream: Any = connect_tcp(addr, local_addr) if path is None else connect_unix(path, type)  # type: ignore[arg-type]
+        if context is not None:
+            stream = tls.wrap(stream, context, server_hostname=server_hostname)
+    return stream
 
 
 def connect_unix(path: bytes, kind: int) -> Stream | MessageSocket:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import math
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
 from fibers.errors import Cancelled
+from fibers.net import tls
 from fibers.net.drain import Drain, Served
 from fibers.net.listener import LOG, Listener, listen
 from fibers.scope import scope, shield
@@ -34,8 +36,9 @@ class Server:
 
     The stream is closed when its handler ends. What a handler raises goes to on_error(stream, exception), by default to
     the logger `fibers.net`, and the others live on; with on_error="raise" it ends the server. `limit`: accept no more
-    than so many connections at a time. A listener that was handed in is not closed. As a context manager it runs while
-    the block does, and is stopped at its end.
+    than so many connections at a time. With `ssl` each is a TLSStream; a handshake that fails goes to on_error with the
+    stream below, else to the logger, never further. A listener that was handed in is not closed. As a context manager
+    it runs while the block does, and is stopped at its end.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Server:
         addr_or_listener: tuple[str, int] | str | bytes | os.PathLike[str] | Listener,
         *,
         limit: int | None = None,
+        ssl: SSLContext | None = None,
         on_error: Callable[[Any, BaseException], object] | str | None = None,
     ) -> None:
         """Check what was asked for; nothing listens yet."""
@@ -56,7 +60,11 @@ class Server:
         if limit is not None and limit < 1:
             msg = f"limit must be at least 1, got {limit}"
             raise ValueError(msg)
+        if ssl is not None and not isinstance(ssl, SSLContext):
+            msg = f"ssl must be an ssl.SSLContext, got {ssl!r}"  # type: ignore[unreachable]  # callers have no types
+            raise TypeError(msg)
         self._handler = handler
+        self._ssl = ssl
         self._where = addr_or_listener
         self._on_error: Any = on_error
         self._gate = Gate(limit)
@@ -141,6 +149,12 @@ class Server:
     def _handle(self, stream: Any) -> None:
         """Serve one connection, as the function of its fiber."""
         try:
+            if self._ssl is not None:
+                try:
+                    stream = tls.wrap(stream, self._ssl, server_side=True)
+                except OSError as error:
+                    self._refuse(stream, error)
+                    return
             with stream:
                 stream._served = Served(self._drain)
                 self._handler(stream)
@@ -153,6 +167,13 @@ class Server:
                 self._on_error(stream, error)
         finally:
             self._gate.leave()
+
+    def _refuse(self, stream: Any, error: OSError) -> None:
+        """Tell of a handshake that failed: that is no failure of the handler's."""
+        if callable(self._on_error):
+            self._on_error(stream, error)
+        else:
+            LOG.warning("the TLS handshake with %s failed: %s", stream.peer_addr, error)
 
     def __enter__(self) -> Self:
         """Listen, and run beside the block."""
@@ -187,6 +208,7 @@ def serve(
     addr_or_listener: tuple[str, int] | str | bytes | os.PathLike[str] | Listener,
     *,
     limit: int | None = None,
+    ssl: SSLContext | None = None,
     on_error: Callable[[Any, BaseException], object] | str | None = None,
     drain: float | None = 0,
 ) -> None:
@@ -195,7 +217,7 @@ def serve(
     Cancelled, it lets the handlers finish for `drain` seconds, as Server.stop does; with 0 they are cancelled at once.
     semantics.md O. Parks; a cancel point.
     """
-    server = Server(handler, addr_or_listener, limit=limit, on_error=on_error)
+    server = Server(handler, addr_or_listener, limit=limit, ssl=ssl, on_error=on_error)
     if drain == 0:
         server.run()
         return
