@@ -54,7 +54,8 @@ test: $(TEST_ENV)/installed.stamp  ## set up, build the sdist, install it, run t
 	[ -z "$$failed" ] || { echo "tests failed on:$$failed"; exit 1; }
 
 forbidden: $(TEST_ENV)/installed.stamp  ## the tests with io_uring forbidden, as in a container, and nobody choosing a driver
-	$(TEST_ENV)/bin/python tests/forbid_uring.py EPERM $(TEST_ENV)/bin/python -m fibers info
+	mkdir -p build/run && cd build/run && $(abspath $(TEST_ENV))/bin/python $(CURDIR)/tests/forbid_uring.py EPERM \
+		$(abspath $(TEST_ENV))/bin/python -m fibers info
 	export FIBERS_REQUIRE=epoll; $(TEST_ENV)/bin/python tests/forbid_uring.py EPERM \
 		bash -c '$(PYTEST) $(CURDIR)/tests --ignore=$(CURDIR)/tests/driver $(ARGS)'
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import fibers
 from fibers import net
@@ -49,11 +50,11 @@ def hear(control: net.Stream) -> list[str]:
     return control.recv_until(b"\n").decode().split()
 
 
-def tree(scope: fibers.Scope, depth: int = 1) -> Iterator[str]:
+def tree(parent: fibers.Fiber[Any], depth: int = 1) -> Iterator[str]:
     """One line per fiber; fibers of one name that have no children of their own share a line."""
     alike: Counter[str] = Counter()
-    for fiber in scope.children:
-        below = list(tree(fiber.scope, depth + 1)) if fiber.scope else []
+    for fiber in parent.children:
+        below = list(tree(fiber, depth + 1))
         if below:
             yield "    " * depth + fiber.name
             yield from below
@@ -85,7 +86,7 @@ def main(connections: int) -> None:
                 say(f"switches     {(stats()['switches'] - switches) / int(requests):.2f} per request")
                 say("tree")
                 say("    main")
-                for line in tree(service, depth=2):
+                for line in tree(fibers.current(), depth=2):
                     say(line)
 
                 start = time.perf_counter()

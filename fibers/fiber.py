@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fibers.driver import native
 from fibers.driver.native import (
@@ -67,6 +67,16 @@ class Fiber(native.Fiber[T_co]):
         """Tell the name and what it does now: `<Fiber 'reader' parked in recv fd=7>`."""
         return f"<Fiber {self.name!r} {self._activity}>"
 
+    @property
+    def children(self) -> list[Fiber[Any]]:
+        """The unfinished fibers spawned into its open scopes, in order of spawning, outermost scope first."""
+        below: list[Fiber[Any]] = []
+        block = self.scope
+        while block is not None:
+            below = [*block.children, *below]
+            block = None if block._is_root else block._parent
+        return below
+
 
 def wait_readable(fd: int, timeout: float | None = None) -> None:
     """Wait until reading from `fd` would not block; TimeoutError after `timeout` seconds. Parks; a cancel point."""
@@ -117,12 +127,7 @@ def walk(fiber: Fiber[object], depth: int = 0) -> Iterator[tuple[int, Fiber[obje
     while todo:
         depth, fiber = todo.pop()
         yield depth, fiber
-        below: list[Fiber[object]] = []
-        block = fiber.scope
-        while block is not None:
-            below = [*block.children, *below]
-            block = None if block._is_root else block._parent
-        todo += [(depth + 1, child) for child in reversed(below)]
+        todo += [(depth + 1, child) for child in reversed(fiber.children)]
 
 
 native.configure(

@@ -1069,3 +1069,19 @@ def test_a_failure_in_a_deep_chain_of_fibers_reaches_main() -> None:
         fibers.spawn(link, depth - 1).result()
 
     assert raised(fibers.run, link, 500) is boom
+
+
+def test_b10_children_are_those_of_all_its_open_scopes() -> None:
+    def main() -> None:
+        me = fibers.current()
+        first = fibers.spawn(fibers.sleep, 1)
+        with fibers.scope() as inner:
+            second = fibers.spawn(fibers.sleep, 2)
+            assert inner.children == [second]
+            assert me.children == [first, second]
+            first.join()
+            assert me.children == [second]
+        assert me.children == []
+        assert first.children == []
+
+    fibers.run(main, clock="auto")

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import greenlet
 from driver.checker import Checked, Op, ffi, lib
-from typing_extensions import Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pytest
+    from typing_extensions import Self
 
 __all__ = ["World"]
 
