@@ -536,6 +536,37 @@ def test_d10_each_level_gets_its_turn_after_the_children_of_the_inner_one() -> N
     ]
 
 
+def test_d10_a_scope_left_deep_inside_one_entered_in_the_cleanup_does_not_end_the_grace() -> None:
+    """Nor does it prolong it: what was entered in the cleanup is hidden until the grace ends, however deep."""
+
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1):
+            try:
+                fibers.sleep(1000)
+            finally:
+                with fibers.scope(), fibers.scope():
+                    with fibers.scope():
+                        pass
+                    with fibers.shield():
+                        pass
+                    diary.sleep(100, "inside")
+
+    assert diary_of(main) == [(2.0, "inside cut")]
+
+
+def test_d10_a_child_that_waits_for_its_own_children_does_not_prolong_its_parents_cleanup() -> None:
+    def grandchild() -> None:
+        with fibers.shield():
+            fibers.sleep(1.9)
+
+    def main(diary: Diary) -> None:
+        with fibers.move_on_after(1):
+            fibers.spawn(fibers.spawn, grandchild)
+            sleep_then_clean(diary, 100)
+
+    assert diary_of(main) == [(2.0, "cleanup cut")]
+
+
 def test_d10_the_clock_that_started_anew_runs_out_like_the_first() -> None:
     def main(diary: Diary) -> None:
         with fibers.move_on_after(1):

@@ -754,8 +754,8 @@ static PyObject *scope_wait(Scope *o, PyObject *arg)
         s->awaited = 0;
         if (wake < 0)
             return NULL;
-        if (s->parent)
-            fb_grace_restart(s->parent);
+        if (!s->is_root)
+            fb_grace_restart(s->parent); /* a root's parent is another fiber's */
     }
     Py_RETURN_NONE;
 }

@@ -90,6 +90,15 @@ void fb_scope_cancel(Runtime *rt, struct scope *s)
     }
 }
 
+/* Is there a cancellation further out that its fiber may be cleaning up after? */
+static int cleans_up_around(struct scope *s)
+{
+    for (; !s->is_root; s = s->parent)
+        if (s->soft || s->cancelled)
+            return 1;
+    return s->cancelled;
+}
+
 void fb_scope_close(struct scope *s)
 {
     Fiber *f = s->owner;
@@ -103,7 +112,7 @@ void fb_scope_close(struct scope *s)
             fb_grace_restart(s->parent); /* what waited behind the shield could not be cancelled */
         if (!s->parent->cancelled) {
             f->redelivered = 0;
-            if (!s->parent->soft)
+            if (f->grace.slot && !cleans_up_around(s->parent))
                 fb_grace_disarm(f);
         }
     }
