@@ -341,6 +341,21 @@ def test_a_stream_outlives_the_run_that_it_received_in() -> None:
     client.close()
 
 
+def test_a_call_that_comes_while_a_stream_is_closed_is_run() -> None:
+    """The end of an interest polls the driver: what that drains is not lost."""
+
+    def main() -> None:
+        stream, client = follower()
+        with client:
+            parked = fibers.spawn(fibers.park)
+            fibers.checkpoint()
+            fibers.runtime().call_soon(fibers.unpark, parked)
+            stream.close()
+            parked.join()
+
+    bounded(main, 5)
+
+
 def test_a5_an_armed_interest_keeps_no_deadlock_quiet() -> None:
     def main() -> None:
         stream, client = follower()

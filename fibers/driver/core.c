@@ -48,7 +48,7 @@ void fb_cancel(struct fb_driver *d, struct fb_op *op)
 
 int fb_poll(struct fb_driver *d, int64_t timeout_ns)
 {
-    return d->verbs->poll(d, d->done ? 0 : timeout_ns);
+    return d->verbs->poll(d, d->done || d->woken ? 0 : timeout_ns);
 }
 
 void fb_complete(struct fb_driver *d, struct fb_op *op, int32_t res)

@@ -599,7 +599,7 @@ static int uring_ready(struct fb_driver *d)
 {
     struct uring *u = (struct uring *)d;
     return io_uring_sq_ready(&u->ring) || io_uring_cq_ready(&u->ring) || kernel_wants(u) || d->done != NULL ||
-           can_relaunch(u);
+           d->woken || can_relaunch(u);
 }
 
 static int wait_in_kernel(struct uring *u, int64_t timeout_ns)
