@@ -18,6 +18,7 @@ from programs import run
 
 import fibers
 from fibers import net
+from fibers.driver import native
 
 
 def named(name: str, fn: Callable[..., Any], /, *args: Any) -> Any:
@@ -530,6 +531,51 @@ def test_trace_takes_any_name_of_a_fiber(tmp_path: Path) -> None:
     texts = [event["name"] for event in events]
     texts += [value for event in events for value in event.get("args", {}).values() if isinstance(value, str)]
     assert any(name in text for text in texts)
+
+
+def test_trace_takes_what_happens_while_it_asks_for_a_name(tmp_path: Path) -> None:
+    """The record grows meanwhile, and may end."""
+    path = tmp_path / "trace.json"
+
+    class Named:
+        def __init__(self, then: Callable[[], object]) -> None:
+            self.then = then
+
+        @property
+        def __name__(self) -> str:
+            self.then()
+            return "name"
+
+        def __call__(self) -> None:
+            pass
+
+    def main() -> None:
+        sleepers = [fibers.spawn(fibers.sleep, 1000) for _ in range(3000)]
+        fibers.checkpoint()
+        with fibers.trace(path):
+            fibers.spawn(Named(lambda: [sleeper.cancel() for sleeper in sleepers])).join()
+
+    fibers.run(main, clock="auto")
+    check(load(path))
+
+    def ends_it() -> None:
+        trace = fibers.trace(path)
+        trace.__enter__()
+        fibers.spawn(Named(lambda: native.runtime() and trace.__exit__(None, None, None))).join()
+
+    bounded(ends_it)
+    check(load(path))
+
+
+def test_trace_of_a_wake_up_after_a_fiber_is_gone(tmp_path: Path) -> None:
+    def main() -> None:
+        with fibers.trace(tmp_path / "trace.json"):
+            sleeper = fibers.spawn(nap, 0.01)
+            fibers.spawn(nap, 0)
+            sleeper.join()
+
+    bounded(main)
+    check(load(tmp_path / "trace.json"))
 
 
 def test_trace_ends_with_its_block(tmp_path: Path) -> None:

@@ -63,10 +63,18 @@ static void note_name(Trace *t, Fiber *f)
 
 static void record(Trace *t, Runtime *rt, int kind, Fiber *f)
 {
-    struct note *e = append(t);
-    if (kind == EVENT_END)
+    struct note *e;
+    if (kind == EVENT_END) {
+        /* What it calls may be recorded, too, and may end the recording. */
+        int on;
+        Py_INCREF(t);
         note_name(t, f);
-    if (!e)
+        on = t->runtime == rt;
+        Py_DECREF(t);
+        if (!on)
+            return;
+    }
+    if (!(e = append(t)))
         return;
     e->at = fb_now();
     e->fiber = number(t, f);
