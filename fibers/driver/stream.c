@@ -55,6 +55,11 @@ static void forget_forked(Stream *s)
     }
 }
 
+static void in_use(const char *what)
+{
+    PyErr_Format(PyExc_RuntimeError, "can't %s: the stream is in use by the run of another thread", what);
+}
+
 /* The entry of every operation: a fiber of this run, uncancelled, on an open stream. */
 static Fiber *begin(Stream *s, const char *what)
 {
@@ -64,7 +69,7 @@ static Fiber *begin(Stream *s, const char *what)
     if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime != f->runtime)
         forget_forked(s);
     if (s->file.ops && ((Fiber *)s->file.ops->owner)->runtime != f->runtime) {
-        PyErr_Format(PyExc_RuntimeError, "can't %s: the stream is in use by the run of another thread", what);
+        in_use(what);
         return NULL;
     }
     if (fb_check(f) < 0)
@@ -231,10 +236,15 @@ out:
 
 /* Sending. */
 
+/* 0: it is ours. Else there is an exception, and 1: it was ours and must be passed on; -1: it was not. */
 static int take_turn(Stream *s, Fiber *f)
 {
     if (s->sender && s->sender->runtime->forked)
         forget_forked(s);
+    if (s->sender && s->sender->runtime != f->runtime) {
+        in_use("send");
+        return -1;
+    }
     if (s->sender) {
         int wake;
         if (fb_arm(f, s->timeout) < 0)
@@ -242,7 +252,7 @@ static int take_turn(Stream *s, Fiber *f)
         fb_line_push(&s->senders, f);
         wake = fb_park(f, WAIT_SEND);
         if (wake < 0)
-            return -1;
+            return s->sender == f ? 1 : -1; /* something was thrown in, maybe after it became our turn */
         wake = fb_woken(f, wake);
         if (wake) {
             if (wake > 0)
