@@ -542,3 +542,110 @@ def test_watchers_are_told_once_when_a_fiber_is_done() -> None:
         assert unwanted == []
 
     fibers.run(main, clock="auto")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_finished_fiber_leaves_behind_cannot_park_in_its_name(kept: bool) -> None:
+    """Its value may go with it; there is no fiber then that the destructor could park."""
+    errors: list[BaseException | None] = []
+
+    class Value:
+        def __del__(self) -> None:
+            errors.append(raised(fibers.checkpoint))
+
+    def main() -> None:
+        handles = [fibers.spawn(Value)]
+        if not kept:
+            handles.clear()
+        fibers.sleep(0.01)
+
+    fibers.run(main)
+    assert len(errors) == 1
+    assert isinstance(errors[0], RuntimeError) if not kept else True
+
+
+def test_an_exception_thrown_at_a_sender_whose_turn_it_is_passes_the_turn_on() -> None:
+    big = b"x" * 4_000_000
+
+    def drain(peer: net.Stream) -> None:
+        left = len(big) + 1
+        while left:
+            left -= len(peer.recv(1 << 20))
+
+    def main() -> None:
+        a, b = net.socketpair()
+        with a, b:
+
+            def first() -> None:
+                a.sendall(big)
+                second._greenlet.throw(KeyError("thrown"))  # it is ready: the turn is its
+
+            def interrupted() -> None:
+                with pytest.raises(KeyError):
+                    a.sendall(b"never")
+
+            fibers.spawn(first)
+            fibers.checkpoint()
+            second = fibers.spawn(interrupted)
+            third = fibers.spawn(a.sendall, b"!")
+            fibers.checkpoint()
+            drain(b)
+            with fibers.timeout(5):
+                third.join()
+
+    fibers.run(main)
+
+
+def test_a_stream_whose_senders_wait_for_a_turn_is_no_other_runs() -> None:
+    big = b"x" * 4_000_000
+    errors: list[BaseException | None] = []
+
+    def elsewhere(a: net.Stream) -> None:
+        errors.append(raised(fibers.run, lambda: a.sendall(b"foreign")))
+
+    def main() -> None:
+        a, b = net.socketpair()
+        with a, b:
+
+            def first() -> None:
+                a.sendall(big)
+                thread = threading.Thread(target=elsewhere, args=(a,))
+                thread.start()
+                thread.join()
+
+            fibers.spawn(first)
+            fibers.checkpoint()
+            second = fibers.spawn(a.sendall, b"!")
+            fibers.checkpoint()
+            left = len(big) + 1
+            while left:
+                left -= len(b.recv(1 << 20))
+            second.join()
+
+    fibers.run(main)
+    assert isinstance(errors[0], RuntimeError)
+    assert "in use by the run of another thread" in str(errors[0])
+
+
+def test_a_run_that_failed_leaves_no_timer_to_a_fiber_that_is_gone() -> None:
+    """A6: on_cancel fails while main's own timer is armed; main and its run are collected together."""
+
+    def main() -> None:
+        with fibers.move_on_after(0.1):
+            native.wait("never", None, 100.0, lambda: 1 / 0)
+
+    error = raised(lambda: fibers.run(main, clock="auto"))
+    assert isinstance(error, fibers.InternalError)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+    del error
+    gc.collect()
+    assert fibers.run(lambda: 5) == 5
+
+
+def test_the_collector_counts_every_reference_once() -> None:
+    def main() -> None:
+        fiber = fibers.spawn(fibers.sleep, 0)
+        for o in (fiber, fibers.scope(), native.runtime()):
+            assert gc.get_referents(o).count(type(o)) == 1, o
+
+    fibers.run(main)

@@ -815,6 +815,7 @@ static void finish(Runtime *rt, Fiber *f)
     Py_CLEAR(f->greenlet);
     rt->deadlocks = 0;
     rt->inside--;
+    rt->current = NULL; /* it may be gone after this, and what it leaves behind must not park in its name */
     if (f == rt->main)
         rt->attention |= LOOK_END;
     else

@@ -42,7 +42,6 @@ static PyObject *seconds(int64_t ns) { return ns < 0 ? Py_NewRef(Py_None) : PyFl
 
 static int fiber_traverse(Fiber *f, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(f));
     Py_VISIT(f->runtime);
     Py_VISIT(f->root.object);
     Py_VISIT(f->greenlet);
@@ -454,7 +453,6 @@ static PyObject *runtime_take_pending(Runtime *rt, PyObject *ignored)
 
 static int scope_traverse(Scope *o, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(o));
     Py_VISIT(o->fiber);
     Py_VISIT(o->failures);
     Py_VISIT(o->on_error);
@@ -868,6 +866,7 @@ static PyObject *runtime_close(Runtime *rt, PyObject *ignored)
     (void)ignored;
     rt->driver = NULL;
     fb_stop_trace(rt);
+    fb_heap_fini(&rt->timers); /* a run that failed has some, of fibers that may be gone before it */
     if (driver)
         fb_close(driver);
     Py_RETURN_NONE;
@@ -903,7 +902,6 @@ static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 static int runtime_traverse(Runtime *rt, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(rt));
     Py_VISIT(rt->hub);
     Py_VISIT(rt->main);
     Py_VISIT(rt->pending);
