@@ -76,8 +76,9 @@ build: $(SDIST)  ## the sdist and a wheel of it, in dist/
 	FIBERS_STAND_IN=0 $(TEST_ENV)/bin/python $(PIP) wheel --no-deps -w dist dist/fibers_io-*.tar.gz
 	@ls -l dist
 
-soak: $(TEST_ENV)/installed.stamp  ## the race loops at full length (minutes)
-	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=1200 $(wildcard $(CURDIR)/tests/test_races.py $(CURDIR)/tests/test_soak.py) $(ARGS)
+soak: $(TEST_ENV)/installed.stamp  ## races, models and simulations at full length (minutes; FIBERS_DRIVER=... for another driver)
+	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=3600 \
+		$(abspath $(shell grep -lE 'soak\(|FIBERS_SOAK' tests/test_*.py)) $(ARGS)
 
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)

@@ -31,7 +31,7 @@ from tree_model import (
 
 import fibers
 
-EXAMPLES = max(100, int(10_000 * float(os.environ.get("FIBERS_SOAK", "0.01"))))
+EXAMPLES = max(300, int(10_000 * float(os.environ.get("FIBERS_SOAK", "0.01"))))
 TICK = 2.0**-20  # no two moments of an example are equal, and all are exact
 pick = st.integers(min_value=0, max_value=1_000_000)
 seconds = st.integers(min_value=0, max_value=5)
