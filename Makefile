@@ -78,7 +78,7 @@ build: $(SDIST)  ## the sdist and a wheel of it, in dist/
 
 soak: $(TEST_ENV)/installed.stamp  ## races, models and simulations at full length (minutes; FIBERS_DRIVER=... for another driver)
 	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=3600 \
-		$(abspath $(shell grep -lE 'soak\(|FIBERS_SOAK' tests/test_*.py)) $(ARGS)
+		$(abspath $(shell grep -lwE 'soak|FIBERS_SOAK' tests/test_*.py)) $(ARGS)
 
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
