@@ -16,7 +16,7 @@ EXAMPLES = CHECKOUT / "examples"
 ONE_SCREEN = 80
 
 
-@pytest.mark.parametrize("name", ["echo_server.py", "port_scanner.py", "chat.py"])
+@pytest.mark.parametrize("name", ["echo_server.py", "port_scanner.py", "chat.py", "proxy.py"])
 def test_an_example_fits_on_a_screen(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= ONE_SCREEN
 
@@ -149,6 +149,35 @@ def test_chat_tells_every_line_to_everybody_else() -> None:
         assert errors.count("Traceback") == 1, errors
         assert ann.readline() == b""
         ann.close()
+
+
+# proxy: with nginx and git as backends in test_interop.py
+
+
+def test_proxy_carries_and_lets_connections_finish_on_sigterm() -> None:
+    port = free_port()
+    with socket.create_server((HOST, 0)) as backend:
+        with running(EXAMPLES / "proxy.py", HOST, port, *backend.getsockname()) as child:
+            with connect(port, child) as client:
+                client.settimeout(PATIENCE)
+                behind, _ = backend.accept()
+                backend.close()
+                with behind:
+                    client.sendall(b"question")
+                    assert behind.recv(100) == b"question"
+                    child.send_signal(signal.SIGTERM)
+                    while not refused(port):
+                        assert child.poll() is None
+                    behind.sendall(b"answer")
+                    assert client.recv(100) == b"answer"
+                assert client.recv(100) == b""
+            _, errors = child.communicate(timeout=PATIENCE)
+            assert (child.returncode, errors) == (0, "")
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) != 0
 
 
 # demo

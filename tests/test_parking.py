@@ -343,6 +343,18 @@ def sent_to_full() -> Call:
     return functools.partial(a.sendto, b"more", name)
 
 
+def copied() -> Call:
+    (a, b), (c, _) = kept(net.socketpair), kept(net.socketpair)
+    after(1, a.close)
+    return lambda: net.copy(b, c)
+
+
+def proxied() -> Call:
+    (a, b), (c, d) = kept(net.socketpair), kept(net.socketpair)
+    after(1, a.close, d.close)
+    return lambda: net.proxy(b, c)
+
+
 def udp() -> net.MessageSocket:
     made = net.udp(("127.0.0.1", 0))
     OPEN.append(made)
@@ -612,6 +624,8 @@ WAITS: dict[str, Setup] = {
     "fibers.net.getaddrinfo": plain(net.getaddrinfo, "localhost", 80),
     "fibers.net.listen": lambda: lambda: OPEN.append(net.listen(("localhost", 0))),
     "fibers.net.serve": served,
+    "fibers.net.copy": copied,
+    "fibers.net.proxy": proxied,
     "fibers.net.MessageSocket.close": closed_in_use(udp, "recv", 1),
     "fibers.net.MessageSocket.connect": lambda: functools.partial(raised, udp().connect, ("localhost", 9)),
     "fibers.net.MessageSocket.recv": messages_empty("recv", 9),

@@ -244,6 +244,7 @@ def test_a_server_is_stopped_by_the_error_of_its_block() -> None:
         def failing() -> None:
             with serving() as server:
                 clients.append(net.connect(address_of(server)))
+                wait_all_blocked()
                 raise KeyError
 
         assert isinstance(raised(failing), KeyError)

@@ -109,6 +109,8 @@ PARKS = {
     "fibers.net.Listener.accept": CANCEL_POINT,
     "fibers.net.Listener.close": NEVER,
     "fibers.net.Server.run": CANCEL_POINT,
+    "fibers.net.copy": CANCEL_POINT,
+    "fibers.net.proxy": CANCEL_POINT,
     "fibers.net.tls.wrap": CANCEL_POINT,
     "fibers.net.tls.TLSStream.sendmsg": CANCEL_POINT,
     "fibers.net.tls.TLSStream.shutdown": CANCEL_POINT,

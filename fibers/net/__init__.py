@@ -19,6 +19,7 @@ from fibers.net.message import MessageSocket, message_pair, udp, unix_datagram
 from fibers.net.pipe import Pipe, pipe
 from fibers.net.server import Server, serve
 from fibers.net.stream import Stream, socketpair
+from fibers.net.transfer import copy, proxy
 from fibers.net.unix import PeerCred
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Server",
     "Stream",
     "connect",
+    "copy",
     "getaddrinfo",
     "getfqdn",
     "gethostbyaddr",
@@ -38,6 +40,7 @@ __all__ = [
     "listen",
     "message_pair",
     "pipe",
+    "proxy",
     "serve",
     "socketpair",
     "tls",

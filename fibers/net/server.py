@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from fibers.fiber import Fiber
     from fibers.scope import Scope
 
 __all__ = ["Server", "serve"]
@@ -70,7 +71,7 @@ class Server:
         self._gate = Gate(limit)
         self._drain = Drain()
         self._listener: Listener | None = None
-        self._accepting: Scope | None = None
+        self._acceptor: Fiber[object] | None = None
         self._connections: Scope | None = None
         self._around: Scope | None = None
         self._state = "new"
@@ -91,14 +92,15 @@ class Server:
             raise RuntimeError(msg)
         self._state = "running"
         try:
-            with scope() as self._connections:
-                with scope() as self._accepting:
-                    if self._drain.begun:
-                        self._accepting.cancel("stopped before it ran")
-                    self._accept(listener, self._connections)
-                self._close()
+            with scope() as connections:
+                self._connections = connections
+                self._acceptor = connections.spawn(self._accept, listener, connections)
+                self._acceptor.name = "accept"
+                if self._drain.begun:
+                    self._acceptor.cancel("stopped before it ran")
         finally:
             self._state = "stopped"
+            self._acceptor = self._connections = None
             self._close()
 
     def stop(self, drain: float | None = 0) -> None:
@@ -111,10 +113,10 @@ class Server:
             msg = f"drain can't be negative or NaN: {drain!r}"
             raise ValueError(msg)
         self._drain.begin()
-        if self._accepting is not None:
-            self._accepting.cancel("the server is stopping")
+        if self._acceptor is not None:
+            self._acceptor.cancel("the server is stopping")
         connections = self._connections
-        if connections is None or self._state != "running":
+        if connections is None:
             return
         if drain == 0:
             connections.cancel("the server has stopped")
@@ -138,13 +140,16 @@ class Server:
     def _accept(self, listener: Listener, connections: Scope) -> None:
         """Start a fiber for each connection."""
         name = getattr(self._handler, "__name__", type(self._handler).__name__)
-        for stream in listener:
-            try:
-                connections.spawn(self._handle, stream).name = name
-            except BaseException:
-                stream.close()
-                raise
-            self._gate.enter()
+        try:
+            for stream in listener:
+                try:
+                    connections.spawn(self._handle, stream).name = name
+                except BaseException:
+                    stream.close()
+                    raise
+                self._gate.enter()
+        finally:
+            self._close()
 
     def _handle(self, stream: Any) -> None:
         """Serve one connection, as the function of its fiber."""

@@ -200,6 +200,7 @@ class TLSStream(Framed, Drainable):
                     return got
                 self._ended = True
             except ssl.SSLWantReadError:
+                self._offer_outgoing()
                 self._feed()
             except ssl.SSLZeroReturnError:
                 self._ended = True
@@ -294,23 +295,21 @@ class TLSStream(Framed, Drainable):
         self._sending = self._senders.wake_first() is not None
 
     def _offer(self, data: ReadableBuffer, /) -> int:
-        """Send all of `data` if that needs no wait: the last words of a protocol above. The number of bytes, or 0."""
+        """Take the last words of a protocol above, unless somebody is sending: sent at once, or before what follows."""
         if self._sending or self._broken is not None or self._closed:
             return 0
         with memoryview(data) as view, contextlib.suppress(ssl.SSLError):
             self._object.write(view)
-            if self._offer_outgoing():
-                return view.nbytes
-        self._broken = "can't send: a record could not be sent whole"
+            self._offer_outgoing()
+            return view.nbytes
         return 0
 
-    def _offer_outgoing(self) -> bool:
-        """Send what the ssl module has to say if that needs no wait."""
-        if self._sending:
-            return False
-        data = self._outgoing.read()
+    def _offer_outgoing(self) -> None:
+        """Send what the ssl module has to say by itself, if that needs no wait; else the next sender does."""
         offer = getattr(self._below, "_offer", None)
-        return not data or (offer is not None and offer(data) == len(data))
+        if self._outgoing.pending and not self._sending and offer is not None:
+            data = self._outgoing.read()
+            self._outgoing.write(data[offer(data) :])
 
     # Ending.
 

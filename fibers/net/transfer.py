@@ -1,0 +1,197 @@
+"""Moving bytes from stream to stream: copy one way, proxy both ways.
+
+Rule 1: what the source has buffered goes first. What was received and could not be sent is put back there: a cancelled
+        copy loses nothing, and can be gone on with.
+Rule 2: between sockets and pipes the bytes stay in the kernel: splice(2) into a pipe of ours and out of it, as far as
+        both go without waiting. Sockets have O_NONBLOCK for it, as splice(2) has no other way not to wait.
+        io_uring's own splice runs on a worker thread, which an idle direction would hold.
+Rule 3: a copy takes a turn among the senders of its destination for what it has at hand, so that no message of theirs
+        is cut; its own bytes are no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+from typing import TYPE_CHECKING, Any
+
+from fibers.driver import native
+from fibers.net import sockets
+from fibers.net.pipe import Pipe
+from fibers.net.sendfile import unblock
+from fibers.net.stream import Stream
+from fibers.scope import scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["copy", "proxy"]
+
+CHUNK = 65536
+ROOM = 1 << 18  # of our pipe: what goes from socket to socket in two calls
+SPLICE = hasattr(os, "splice")
+MOVE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK if SPLICE else 0
+HANG_UP = select.POLLIN | select.POLLHUP
+
+
+def copy(src: Any, dst: Any, *, shutdown: bool = True) -> int:
+    """Send all that comes from `src` to `dst`, up to its end, which is passed on unless `shutdown` is False.
+
+    The number of bytes moved. The end is passed on by dst.shutdown(SHUT_WR), or by closing where there is no shutdown.
+    Cancelled or failed, what was received and not sent is what `src` gives next. Parks; a cancel point.
+    """
+    moved = 0
+    if src._buffered:
+        data = src.recv(len(src._buffered))
+        moved += send_or_put_back(src, dst, data)
+    with our_pipe(src, dst) as ends:
+        moved += through_memory(src, dst) if ends is None else through_pipe(src, dst, *ends)
+    if shutdown:
+        end = getattr(dst, "shutdown", None)
+        if end is None:
+            dst.close()
+        else:
+            pass_on_the_end(end)
+    return moved
+
+
+def proxy(a: Any, b: Any) -> tuple[int, int]:
+    """Copy both ways at once until both have ended: how many bytes went from a to b, and from b to a.
+
+    An end in one direction is passed on and the other goes on; a failure in one ends both. Parks; a cancel point.
+    """
+    with scope() as directions:
+        there = directions.spawn(copy, a, b)
+        back = copy(b, a)
+    return there.result(), back
+
+
+def pass_on_the_end(shutdown: Any) -> None:
+    """Say that no more will be sent; a peer that is gone need not know."""
+    try:
+        shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.EPIPE):
+            raise
+
+
+def send_or_put_back(src: Any, dst: Any, data: bytes) -> int:
+    """Send what was received from src: how much it was. What could not be sent goes back."""
+    sent = 0
+    try:
+        with memoryview(data) as view:
+            while sent < len(data):
+                with view[sent:] as rest:
+                    sent += dst.send(rest)
+    except BaseException:
+        put_back(src, data[sent:])
+        raise
+    return sent
+
+
+def put_back(src: Any, data: bytes) -> None:
+    """Have a stream give this next."""
+    if data and src._buffered is None:
+        src._buffered = bytearray()
+    if data:
+        src._buffered[:0] = data
+
+
+def through_memory(src: Any, dst: Any) -> int:
+    """Receive and send."""
+    moved = 0
+    while data := src.recv(CHUNK):
+        moved += send_or_put_back(src, dst, data)
+    return moved
+
+
+@contextlib.contextmanager
+def our_pipe(src: Any, dst: Any) -> Iterator[tuple[int, int] | None]:
+    """Make a pipe to splice through, if that is possible; else None."""
+    kinds = (Stream, Pipe)
+    if not SPLICE or not isinstance(src, kinds) or not isinstance(dst, kinds) or is_simulated():
+        yield None
+        return
+    try:
+        reader, writer = sockets.make_pipe()
+    except OSError:  # no descriptor is left: it goes without
+        yield None
+        return
+    try:
+        with contextlib.suppress(OSError):  # over the user's share: the usual 64 KiB do, too
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, ROOM)
+        yield reader, writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def is_simulated() -> bool:
+    """Tell whether descriptors of this run are the simulated kernel's."""
+    return native.current()._runtime.name == "sim"
+
+
+def through_pipe(src: Stream | Pipe, dst: Stream | Pipe, reader: int, writer: int) -> int:
+    """Splice until the source ends."""
+    moved = held = 0
+    try:
+        while held := splice_in(src, writer):
+            with turn(dst):
+                while held:
+                    n = splice_out(reader, dst, held)
+                    moved += n
+                    held -= n
+    except BaseException:
+        left = bytearray()
+        while len(left) < held:
+            left += os.read(reader, held - len(left))
+        put_back(src, bytes(left))
+        raise
+    return moved
+
+
+@contextlib.contextmanager
+def turn(dst: Stream | Pipe) -> Iterator[None]:
+    """Be the one sender."""
+    if isinstance(dst, Pipe):
+        with dst._turn:
+            yield
+        return
+    dst._begin_sending()
+    try:
+        yield
+    finally:
+        dst._end_sending(None)
+
+
+def splice_in(src: Stream | Pipe, writer: int) -> int:
+    """Move what has come into our pipe, which is empty; 0 is the end."""
+    native.checkpoint()  # a source that never runs dry does not hold up the others
+    while True:
+        try:
+            return os.splice(fd_of(src), writer, ROOM, flags=MOVE)
+        except BlockingIOError:
+            native.operate(native.POLL, src, None, HANG_UP, 0, src.gettimeout())
+
+
+def splice_out(reader: int, dst: Stream | Pipe, held: int) -> int:
+    """Move what the destination takes out of our pipe."""
+    while True:
+        try:
+            return os.splice(reader, fd_of(dst), held, flags=MOVE)
+        except BlockingIOError:
+            native.operate(native.POLL, dst, None, select.POLLOUT, 0, dst.gettimeout())
+
+
+def fd_of(file: Stream | Pipe) -> int:
+    """Return the fd, on which no splice waits."""
+    if isinstance(file, Stream):
+        return unblock(file)
+    fd = file.fileno()
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return fd
