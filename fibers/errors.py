@@ -19,6 +19,7 @@ __all__ = [
     "InternalError",
     "Lagged",
     "ShutDown",
+    "SimulationError",
     "WouldBlock",
 ]
 
@@ -104,3 +105,7 @@ class IncompleteRead(EOFError):
         """Keep the bytes that did come."""
         super().__init__(message)
         self.partial = partial
+
+
+class SimulationError(RuntimeError):
+    """A simulated run asked for what can't be simulated, left sockets open, or did not come to its end."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fibers.signals import Signals
     from fibers.testing import Clock
     from fibers.threads import Entry
+    from fibers.world import World
 
     P = ParamSpec("P")
 
@@ -55,6 +56,7 @@ class Core(native.Runtime):
         self.over = False
         self.strict = False
         self.clock: Clock | None = None
+        self.world: World | None = None  # what a simulated run has in place of the kernel
         self.signals: list[Signals] = []
         self.lines: dict[Pool, Line] = {}
         self.entries: set[Entry] = set()
@@ -68,6 +70,8 @@ class Core(native.Runtime):
 
     def _on_wake(self) -> None:
         """Run what other threads and signal handlers asked for (on the hub)."""
+        if self.world is not None:
+            self.world.look()
         try:
             for _ in range(len(self.calls)):
                 fn, args = self.calls.popleft()
@@ -78,7 +82,10 @@ class Core(native.Runtime):
 
     def _on_idle(self) -> DeadlockError | None:
         """Decide what it means that nothing can run: None to wait for the world outside, or the error for main."""
-        if self.calls or (self.handle is not None and self.handle() is not None) or handles_signals():
+        if self.calls:
+            return None
+        outside = self.world is None  # a simulated world has none
+        if outside and ((self.handle is not None and self.handle() is not None) or handles_signals()):
             return None
         still = ", and the clock stands still until advance() is called" if self.clock is not None else ""
         return DeadlockError(
@@ -160,7 +167,7 @@ def run(
     main: Callable[..., T],
     /,
     *args: object,
-    driver: str | None = None,
+    driver: str | World | None = None,
     clock: Clock | str | None = None,
     cleanup_grace: float = 1.0,
     shuffle_seed: int | None = None,
@@ -192,16 +199,18 @@ def run(
     if not cleanup_grace >= 0:
         msg = f"cleanup_grace can't be negative or NaN: {cleanup_grace!r}"
         raise ValueError(msg)
+    world = None if driver is None or isinstance(driver, str) else driver
     if shuffle_seed is None:
-        shuffle_seed = seed_from_environment()
+        shuffle_seed = seed_from_environment() if world is None else None
     elif not isinstance(shuffle_seed, int):
         raise TypeError(f"a seed is an integer, got {shuffle_seed!r}")
     if debug is None:
         debug = os.environ.get("FIBERS_DEBUG", "") not in ("", "0")
     dump_signal = debugging.dump_signal()
-    made = drivers.make(driver)
+    made = drivers.make(driver) if driver is None or isinstance(driver, str) else driver.make()
     core = Core(made.address, AUTO if clock == "auto" else REAL, shuffle_seed, cleanup_grace)
     core.name, core.fallback = made.name, made.fallback
+    core.world = world
     core.strict = strict
     RUNS[core] = threading.get_ident()
     if clock is not None and not isinstance(clock, str):

@@ -16,9 +16,11 @@ import socket
 from typing import TYPE_CHECKING
 
 from fibers.driver import native
-from fibers.errors import Cancelled
+from fibers.errors import Cancelled, SimulationError
+from fibers.faults import Faults
 from fibers.net.drain import Drainable
 from fibers.net.framed import Framed
+from fibers.simulation import Host, Search, Simulation, simulate
 from fibers.waiting import WaitQueue
 
 if TYPE_CHECKING:
@@ -33,11 +35,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Clock",
+    "Faults",
+    "Host",
     "MemoryStream",
+    "Search",
     "Sequencer",
+    "Simulation",
+    "SimulationError",
     "assert_does_not_park",
     "assert_parks",
     "memory_stream_pair",
+    "simulate",
     "wait_all_blocked",
 ]
 

@@ -12,6 +12,7 @@ import functools
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fibers.driver import native
 from fibers.driver.workers import Pool, current_job
 from fibers.errors import Cancelled, FiberCancelled
 from fibers.scope import scope
@@ -64,6 +65,9 @@ def from_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     Return its value or raise its exception; FiberCancelled if that scope is cancelled, or the call was abandoned.
     RuntimeError in any other thread. Blocks the thread.
     """
+    core = native.runtime()
+    if core is not None and core.world is not None and core.world.calling():
+        return fn(*args, **kwargs)  # the thread is the fiber itself: a simulated run has no other
     job = current_job()
     if job is None:
         raise RuntimeError(

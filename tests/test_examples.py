@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import socket
 import threading
+from typing import Any
 
 import pytest
+from helpers import soak
 from programs import CHECKOUT, HOST, PATIENCE, connect, free_port, run, running
 
 import fibers.driver
+from fibers.testing import Faults, Simulation, simulate
 
 EXAMPLES = CHECKOUT / "examples"
 ONE_SCREEN = 80
@@ -219,3 +223,44 @@ def test_cancellation_table_shows_what_fibers_promises() -> None:
     assert [row[1] for row in rows] == FIBERS_COLUMN
     for row in rows:
         assert all(row[2:]), row
+
+
+# simulation
+
+
+@pytest.fixture
+def bank(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("simulation")
+
+
+def test_the_simulated_bank_survives_its_network(bank: Any) -> None:
+    found = simulate.search(bank.main, seeds=range(soak(10_000)), faults=Faults.all(), progress=False)
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("bug", "sentence"),
+    [
+        ("lost update", "deposited were 90"),
+        ("missing timeout", "has waited for a minute"),
+        ("leak on reset", "sessions are left"),
+    ],
+)
+def test_a_bug_planted_in_the_bank_is_found_within_1000_seeds(bank: Any, bug: str, sentence: str) -> None:
+    def main(sim: Simulation) -> None:
+        bank.main(sim, bug)
+
+    found = simulate.search(main, seeds=range(1000), faults=Faults.all(), progress=False)
+    assert found
+    assert sentence in str(found.error)
+    with pytest.raises(AssertionError, match=re.escape(str(found.error))):
+        simulate(main, seed=found.seed or 0, faults=Faults.all())
+
+
+def test_the_simulation_runs_as_a_program() -> None:
+    done = run(EXAMPLES / "simulation.py", "leak on reset")
+    assert done.returncode == 0, done.stderr
+    assert "none of 300 seeds failed" in done.stdout
+    assert "sessions are left" in done.stdout

@@ -726,6 +726,51 @@ for table in (AT_ONCE, WAITS):  # the same class
         table.setdefault(row.replace(".net.", ".process."), table[row])
 
 
+def in_a_simulation(method: str, *args: Any) -> Callable[[testing.Simulation], Call]:
+    """A method of the simulation, while a fiber runs on the host "server"."""
+
+    def setup(sim: testing.Simulation) -> Call:
+        sim.host("server").spawn(fibers.sleep, 100)
+        fibers.sleep(1)
+        return functools.partial(getattr(sim, method), *args)
+
+    return setup
+
+
+def on_a_host(sim: testing.Simulation) -> Call:
+    return functools.partial(sim.host("server").spawn, int)
+
+
+def crashed(sim: testing.Simulation) -> Call:
+    sim.host("server").spawn(fibers.sleep, 100)
+    fibers.sleep(1)
+    sim.crash("server")
+    return functools.partial(sim.restart, "server")
+
+
+def crashed_long_ago(sim: testing.Simulation) -> Call:
+    call = crashed(sim)
+    fibers.sleep(1)
+    return call
+
+
+SIMULATED: dict[str, Any] = {
+    "fibers.testing.Host.spawn": on_a_host,
+    "fibers.testing.Simulation.crash": in_a_simulation("crash", "server"),
+    "fibers.testing.Simulation.heal": in_a_simulation("heal"),
+    "fibers.testing.Simulation.host": in_a_simulation("host", "new"),
+    "fibers.testing.Simulation.kill": in_a_simulation("kill", "server"),
+    "fibers.testing.Simulation.log": in_a_simulation("log", "text"),
+    "fibers.testing.Simulation.partition": in_a_simulation("partition", "server"),
+    "fibers.testing.Simulation.restart": crashed_long_ago,
+}
+AT_ONCE.update(SIMULATED)
+AT_ONCE["fibers.testing.Faults.all"] = plain(testing.Faults.all)
+AT_ONCE["fibers.testing.Faults.none"] = plain(testing.Faults.none)
+AT_ONCE["fibers.testing.simulate"] = plain(testing.simulate)  # what it says inside a run
+WAITS["fibers.testing.Simulation.restart"] = SIMULATED["a restart that waits"] = crashed
+
+
 @pytest.fixture(autouse=True)
 def close_what_is_open() -> Iterator[None]:
     yield
@@ -734,11 +779,14 @@ def close_what_is_open() -> Iterator[None]:
 
 
 def in_a_fiber(setup: Setup, assertion: Callable[[], Any]) -> None:
-    def main() -> None:
-        call = setup()
+    def main(*args: Any) -> None:
+        call = setup(*args)
         with assertion():
             call()
 
+    if setup in SIMULATED.values():
+        testing.simulate(main, seed=1)
+        return
     fibers.run(tidied, main, clock=testing.Clock(autojump=True))
 
 
@@ -766,12 +814,15 @@ def test_what_must_wait_parks(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in WAITS if PARKS[name] != NEVER))
 def test_what_must_wait_is_a_cancel_point(name: str) -> None:
-    def main() -> None:
-        call = WAITS[name]()
+    def main(*args: Any) -> None:
+        call = WAITS[name](*args)
         with fibers.move_on_after() as scope:
             scope.cancel()
             call()
             fibers.checkpoint()  # for the rows that report an exception as a value
         assert scope.cancelled_caught
 
+    if name in SIMULATED:
+        testing.simulate(main, seed=1)
+        return
     fibers.run(tidied, main, clock=testing.Clock(autojump=True), cleanup_grace=0)

@@ -43,6 +43,10 @@ LAYERS = {
     "fibers.threads": 3,
     "fibers.runtime": 4,
     "fibers.net": 5,
+    "fibers.faults": 0,
+    "fibers.world": 2,
+    "fibers.determinism": 3,
+    "fibers.simulation": 5,
     "fibers.process": 6,
     "fibers.testing": 6,
     "fibers": 7,  # the package itself: it only gathers the public names
@@ -135,6 +139,7 @@ PARKS = {
     "fibers.net.gethostbyname_ex": CANCEL_POINT,
     "fibers.net.gethostbyaddr": CANCEL_POINT,
     "fibers.net.getfqdn": CANCEL_POINT,
+    "fibers.testing.Simulation.restart": IF_IT_MUST_WAIT,
     "fibers.testing.wait_all_blocked": CANCEL_POINT,
     "fibers.testing.MemoryStream.sendmsg": CANCEL_POINT,
 }

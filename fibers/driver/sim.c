@@ -803,7 +803,6 @@ static int32_t verdict(ssize_t n) { return n < 0 ? -errno : (int32_t)n; }
 static int32_t elsewhere(struct fb_op *op)
 {
     struct stat status;
-    struct pollfd p = {.fd = op->fd, .events = (short)op->flags};
     size_t len = op->len > 0x7ffff000u ? 0x7ffff000u : (size_t)op->len;
     if (op->code == FB_NOP)
         return 0;
@@ -815,7 +814,7 @@ static int32_t elsewhere(struct fb_op *op)
     case FB_CLOSE:
         return close(op->fd) < 0 && errno != EINTR ? -errno : 0;
     case FB_POLL:
-        return poll(&p, 1, 0) > 0 ? (int32_t)(uint16_t)p.revents : -EOPNOTSUPP;
+        return S_ISREG(status.st_mode) ? (int32_t)(op->flags & (POLLIN | POLLOUT)) : -EOPNOTSUPP;
     case FB_READ:
     case FB_WRITE:
     case FB_FSYNC:
@@ -1207,6 +1206,8 @@ int fb_sim_host(struct fb_driver *d, const char *name)
 void fb_sim_link(struct fb_driver *d, int a, int b, int up)
 {
     struct sim *s = (struct sim *)d;
+    if (s->hosts[a]->cut[b] == !up)
+        return;
     s->hosts[a]->cut[b] = s->hosts[b]->cut[a] = !up;
     fb_net_tell(s, "the link between %s and %s is %s", s->hosts[a]->name, s->hosts[b]->name, up ? "mended" : "cut");
     if (up)

@@ -153,6 +153,9 @@ class Pool:
         """
         native.wait(what, None, 0)  # raises if it is cancelled
         fiber = native.current()
+        world = fiber._runtime.world
+        if world is not None:
+            return world.call(fn, what, on)  # type: ignore[no-any-return]
         lines = fiber._runtime.lines
         line = lines.get(self)
         if line is None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
+from fibers.net import sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
@@ -34,29 +32,19 @@ class File(native.File):
         """Close."""
         self.close()
 
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[socket.socket]:
+    def _borrowed(self) -> AbstractContextManager[socket.socket]:
         """Lend the fd to a socket object, for what needs no speed."""
-        fd = self.fileno()
-        if fd < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        lent = socket.socket(fileno=fd)
-        try:
-            yield lent
-        finally:
-            lent.detach()
+        return sockets.borrowed(self.fileno())
 
     @property
     def local_addr(self) -> Any:
         """The address of this end."""
-        with self._borrowed() as lent:
-            return lent.getsockname()
+        return sockets.getsockname(self.fileno())
 
     @property
     def peer_addr(self) -> Any:
         """The address of the other end; OSError (ENOTCONN) if there is none."""
-        with self._borrowed() as lent:
-            return lent.getpeername()
+        return sockets.getpeername(self.fileno())
 
     def getsockopt(self, level: int, option: int, size: int = 0, /) -> int | bytes:
         """Read a socket option, as socket.socket.getsockopt."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fibers.driver import native
 from fibers.driver.workers import Pool
 from fibers.errors import Cancelled
+from fibers.net.sockets import simulated
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -46,8 +47,9 @@ def sendfile(stream: Sender, file: Any, offset: int, count: int | None) -> int:
     fd = file if isinstance(file, int) else file.fileno()
     kind = os.fstat(fd).st_mode
     seekable = stat.S_ISREG(kind) or stat.S_ISBLK(kind)
-    if isinstance(stream, native.Stream) and stat.S_ISREG(kind) and hasattr(os, "sendfile"):
-        sent = in_pieces(stream, fd, offset, count)
+    by_kernel = isinstance(stream, native.Stream) and hasattr(os, "sendfile") and simulated() is None
+    if by_kernel and stat.S_ISREG(kind):
+        sent = in_pieces(stream, fd, offset, count)  # type: ignore[arg-type]  # a native.Stream
     else:
         sent = through_memory(stream, fd, offset if seekable or offset else None, count)
     if seekable and not isinstance(file, int):

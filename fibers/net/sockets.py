@@ -1,18 +1,42 @@
-"""Making sockets: the one place where fibers.net asks the system for them.
+"""Making sockets and naming them: the one place where fibers.net asks the system for what is no operation of a driver.
 
-Every descriptor is close-on-exec and in blocking mode.
+Rule 1: in a simulated run the simulated network is asked instead (fibers.world), at the time of the call.
+Rule 2: every descriptor is close-on-exec and in blocking mode.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fibers.driver import native
 
 if TYPE_CHECKING:
-    from fibers.net.address import Address
+    from collections.abc import Iterator
 
-__all__ = ["make", "make_pair", "make_pipe"]
+    from fibers.net.address import Address
+    from fibers.world import World
+
+__all__ = [
+    "borrowed",
+    "getpeername",
+    "getsockname",
+    "is_readable",
+    "make",
+    "make_pair",
+    "make_pipe",
+    "simulated",
+]
+
+
+def simulated() -> World | None:
+    """Return the simulated world that the running code is in, or None: the system's."""
+    core = native.runtime()
+    return None if core is None else core.world
 
 
 def make(
@@ -26,6 +50,9 @@ def make(
     backlog: int | None = None,
 ) -> int:
     """Make a socket, set options (level, option, value), bind it, connect it (datagrams only), listen: its fd."""
+    world = simulated()
+    if world is not None:
+        return world.make_socket(family, kind, proto, options, bind, connect, backlog)
     made = blocking(socket.socket(family, kind, proto))
     try:
         for option in options:
@@ -44,6 +71,9 @@ def make(
 
 def make_pair(kind: int) -> tuple[int, int]:
     """Make two sockets that are connected to each other (socketpair(2))."""
+    world = simulated()
+    if world is not None:
+        return world.make_pair(kind)
     a, b = socket.socketpair(type=kind)
     return blocking(a).detach(), blocking(b).detach()
 
@@ -57,4 +87,45 @@ def blocking(made: socket.socket) -> socket.socket:
 
 def make_pipe() -> tuple[int, int]:
     """Make a pipe: what can be read from, what can be written to."""
-    return os.pipe()
+    world = simulated()
+    return os.pipe() if world is None else world.make_pair(0)
+
+
+@contextlib.contextmanager
+def borrowed(fd: int) -> Iterator[socket.socket]:
+    """Lend a descriptor to a socket object, for what needs no speed."""
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    lent = socket.socket(fileno=fd)
+    try:
+        yield lent
+    finally:
+        lent.detach()
+
+
+def getsockname(fd: int) -> Any:
+    """Tell the socket's own address."""
+    world = simulated()
+    if world is not None:
+        return world.getsockname(fd)
+    with borrowed(fd) as lent:
+        return lent.getsockname()
+
+
+def getpeername(fd: int) -> Any:
+    """Tell the address of the other end."""
+    world = simulated()
+    if world is not None:
+        return world.getpeername(fd)
+    with borrowed(fd) as lent:
+        return lent.getpeername()
+
+
+def is_readable(fd: int) -> bool:
+    """Tell whether a receive would find something."""
+    world = simulated()
+    if world is not None:
+        return world.is_readable(fd)
+    look = select.poll()
+    look.register(fd, select.POLLIN)
+    return bool(look.poll(0))

@@ -9,7 +9,6 @@ Rule 3: TCP_NODELAY is on: whoever wants to gather small writes uses sendmsg.
 from __future__ import annotations
 
 import os
-import select
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +95,7 @@ class Stream(File, Framed, Drainable, native.Stream):
         """Tell whether a receive would find something."""
         if self._buffered or self.fileno() < 0:
             return True
-        look = select.poll()
-        look.register(self.fileno(), select.POLLIN)
-        return bool(look.poll(0))
+        return sockets.is_readable(self.fileno())
 
     def __repr__(self) -> str:
         """Tell the fd, who waits, and the peer."""
