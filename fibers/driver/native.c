@@ -664,23 +664,25 @@ Fiber *fb_fiber_new(Runtime *rt, struct scope *nursery, PyObject *fn, PyObject *
     f->root.state = SCOPE_OPEN;
     f->root.timer.kind = TIMER_DEADLINE;
     f->grace.kind = TIMER_GRACE;
-    f->root.parent = f->nursery = nursery;
+    f->root.parent = nursery;
     f->root.cancelled = nursery ? nursery->cancelled : 0;
     rt->fibers++;
     fb_tell(rt, EVENT_SPAWN, f);
     return f;
 }
 
+static Scope *limited(struct scope *s) { return s && s->limited ? (Scope *)s->object : NULL; }
+
 static void start(Runtime *rt, Fiber *f)
 {
-    struct scope *s = f->nursery;
-    if (s && s->limit && s->running >= s->limit) {
+    Scope *o = limited(f->root.parent);
+    if (o && o->running >= o->limit) {
         f->state = FIBER_DEFERRED;
-        fb_line_push(&s->deferred, f);
+        fb_line_push(&o->deferred, f);
         return;
     }
-    if (s)
-        s->running++;
+    if (o)
+        o->running++;
     fb_enqueue(rt, f);
 }
 
@@ -710,12 +712,13 @@ PyObject *fb_spawn(struct scope *s, Runtime *rt, PyObject *const *argv, Py_ssize
     if (!f)
         return NULL;
     f->daemon = (uint8_t)daemon;
-    f->prev = s->last_child;
-    if (s->last_child)
-        s->last_child->next = f;
-    else
-        s->children = f;
-    s->last_child = f;
+    if (s->children) {
+        f->prev = s->children->prev;
+        f->prev->next = f;
+    } else {
+        f->prev = s->children = f;
+    }
+    s->children->prev = f;
     if (daemon)
         s->daemons++;
     else
@@ -737,7 +740,8 @@ static void broken(Runtime *rt)
 
 static void leave_nursery(Runtime *rt, Fiber *f)
 {
-    struct scope *s = f->nursery;
+    struct scope *s = f->root.parent;
+    Scope *o = limited(s);
     if (!s)
         return;
     if (f->outcome == OUTCOME_FAILED) {
@@ -752,26 +756,24 @@ static void leave_nursery(Runtime *rt, Fiber *f)
     } else if (f->outcome == OUTCOME_CANCELLED && f->propagates) {
         s->saw_cancelled = 1;
     }
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        s->children = f->next;
     if (f->next)
         f->next->prev = f->prev;
     else
-        s->last_child = f->prev;
+        s->children->prev = f->prev;
+    if (f == s->children)
+        s->children = f->next;
+    else
+        f->prev->next = f->next;
     f->prev = f->next = NULL;
-    f->nursery = NULL;
+    f->root.parent = NULL;
     if (f->daemon)
         s->daemons--;
     else
         s->live--;
-    s->running--;
-    if (s->deferred.head) {
-        Fiber *next = fb_line_pop(&s->deferred);
-        s->running++;
-        fb_enqueue(rt, next);
-    }
+    if (o && o->deferred.head)
+        fb_enqueue(rt, fb_line_pop(&o->deferred)); /* into our place */
+    else if (o)
+        o->running--;
     if (s->awaited && fb_children_done(s, s->awaited) && s->owner->state == FIBER_PARKED &&
         s->owner->wait == WAIT_CHILDREN)
         fb_make_ready(s->owner, WAKE_OK);
@@ -1062,7 +1064,6 @@ void fb_forget(Runtime *rt)
     Py_CLEAR(rt->pending); /* as CPython forgets signals that it has not handled yet */
     if (f && f != rt->main) {
         /* The reference that its scope held is the runtime's now. */
-        f->nursery = NULL;
         f->prev = f->next = NULL;
     }
     rt->main = f;
@@ -1071,9 +1072,13 @@ void fb_forget(Runtime *rt)
     f->interrupt = 0;
     f->joiners.head = f->joiners.tail = NULL;
     for (struct scope *s = f->scope;; s = s->parent) {
-        s->children = s->last_child = NULL;
-        s->live = s->daemons = s->running = 0;
-        s->deferred.head = s->deferred.tail = NULL;
+        Scope *o = limited(s);
+        s->children = NULL;
+        s->live = s->daemons = 0;
+        if (o) {
+            o->running = 0;
+            o->deferred.head = o->deferred.tail = NULL;
+        }
         if (s->is_root)
             break;
     }

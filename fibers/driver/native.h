@@ -19,21 +19,19 @@ enum scope_state { SCOPE_NEW = 0, SCOPE_OPEN, SCOPE_CLOSING, SCOPE_CLOSED };
 
 /* A node of the cancel tree. Every fiber has one for its whole function (`root`), every Scope object has one. */
 struct scope {
-    struct scope *parent;     /* borrowed: encloses us, so it outlives us; NULL for main's and when closed */
+    struct scope *parent;     /* borrowed: encloses us, so it outlives us; of a root: what its fiber was spawned into.
+                               * NULL for main's and when closed */
     struct scope *inner;      /* borrowed: the scope the same fiber entered directly inside this one */
     Fiber *owner;             /* borrowed: the fiber on whose stack it is */
     Fiber *children;          /* owned: first of the unfinished fibers spawned into it, in order of spawning */
-    Fiber *last_child;
     PyObject *object;         /* the Scope object: borrowed from itself, or owned by a root until its fiber is done */
     PyObject *reason;         /* owned or NULL */
-    struct line deferred;     /* fibers that wait for a place under `limit` */
     struct fb_timer timer;    /* the deadline */
     uint64_t cancel_id;       /* which cancellation this is, of all there were; 0: none */
     uint64_t heard;           /* the cancellation last delivered to its owner here, and until when a cleanup may take: */
     int64_t grace_until;      /* of a fiber's own scope: its own cancellation; of a root: the visible one from outside */
     uint32_t parks;           /* of a shield: how often its owner had parked when it entered */
     uint32_t live, daemons;   /* how many children of each kind */
-    uint32_t running, limit;  /* started children, and how many may be; 0: any number */
     uint8_t state;            /* enum scope_state */
     uint8_t shield;           /* cancellation from outside is not visible here */
     uint8_t cancel_called;
@@ -43,6 +41,7 @@ struct scope {
     uint8_t saw_cancelled;    /* a child was stopped by a cancellation from outside (rule D5) */
     uint8_t awaited;          /* its owner is parked until: 1 live children, 2 all children are done */
     uint8_t is_root;
+    uint8_t limited;          /* no more children at once than the Scope object says */
 };
 
 enum fiber_state { FIBER_NEW = 0, FIBER_DEFERRED, FIBER_READY, FIBER_RUNNING, FIBER_PARKED, FIBER_DONE };
@@ -56,8 +55,7 @@ struct fiber {
     Runtime *runtime;         /* owned */
     struct scope root;        /* its implicit scope */
     struct scope *scope;      /* borrowed: the innermost open one */
-    struct scope *nursery;    /* borrowed: the scope it was spawned into; NULL when done */
-    Fiber *prev, *next;       /* siblings */
+    Fiber *prev, *next;       /* siblings; the first one's prev is the last one */
     Fiber *line_prev, *line_next;
     struct line *line;        /* borrowed: where it waits */
     struct line joiners;
@@ -71,9 +69,9 @@ struct fiber {
     PyObject *value;          /* owned: value or exception */
     PyObject *name;           /* owned or NULL: derived from fn at birth */
     PyObject *spawner;        /* owned until it is done */
-    PyObject *gift;           /* owned: what unpark brought */
     PyObject *on_cancel;      /* owned: park's callback */
-    PyObject *what, *on;      /* owned: what wait() waits for, in words, and the object it waits on */
+    PyObject *what;           /* owned: what wait() waits for, in words; NULL in park() */
+    PyObject *on;             /* owned: the object that wait() waits on, or what unpark() brought */
     PyObject *watchers;       /* owned list or NULL: whom to tell when it is done */
     int64_t since;            /* when it parked, as far as rt->seen knew */
     int64_t cushion;          /* of wait_blocked: how long, in real ns, all others must have been blocked */
@@ -84,6 +82,9 @@ struct fiber {
     uint8_t state, wait, wake, outcome;
     uint8_t daemon, observed, propagates, interrupt;
 };
+
+/* With the collector's header 512 bytes, the most that CPython's own allocator serves: malloc costs a spawn 20 % more. */
+_Static_assert(sizeof(void *) != 8 || sizeof(Fiber) <= 512 - 16, "a Fiber is allocated by malloc");
 
 enum timer_kind { TIMER_WAIT = 0, TIMER_DEADLINE, TIMER_GRACE };
 
@@ -154,6 +155,8 @@ typedef struct {
     Fiber *fiber;             /* owned: set if scope is its root */
     int64_t seconds;          /* relative deadline in ns, resolved on enter; -1: none */
     int64_t at;               /* absolute deadline; -1: none */
+    struct line deferred;     /* fibers that wait for a place under `limit` */
+    uint32_t running, limit;  /* if it is limited: started children, and how many may be */
     PyObject *failures;       /* owned list or NULL: what went wrong in it, in order */
     PyObject *on_error;       /* owned or NULL: supervisor's */
     PyObject *weakrefs;

@@ -50,7 +50,6 @@ static int fiber_traverse(Fiber *f, visitproc visit, void *arg)
     Py_VISIT(f->context);
     Py_VISIT(f->value);
     Py_VISIT(f->spawner);
-    Py_VISIT(f->gift);
     Py_VISIT(f->on_cancel);
     Py_VISIT(f->what);
     Py_VISIT(f->on);
@@ -69,7 +68,6 @@ static int fiber_clear(Fiber *f)
     Py_CLEAR(f->value);
     Py_CLEAR(f->name);
     Py_CLEAR(f->spawner);
-    Py_CLEAR(f->gift);
     Py_CLEAR(f->on_cancel);
     Py_CLEAR(f->what);
     Py_CLEAR(f->on);
@@ -329,7 +327,7 @@ static PyObject *fiber_activity(Fiber *f, void *ignored)
     case WAIT_BLOCKED:
         return PyUnicode_FromString("parked in wait_all_blocked");
     case WAIT_PARK:
-        if (f->on && f->on != Py_None)
+        if (f->what && f->on && f->on != Py_None)
             return PyUnicode_FromFormat("parked in %S of %R", f->what, f->on);
         if (f->what)
             return PyUnicode_FromFormat("parked in %S", f->what);
@@ -512,7 +510,8 @@ static PyObject *make_scope(PyObject *module, PyObject *const *argv, Py_ssize_t 
             PyErr_Format(PyExc_ValueError, "limit must be at least 1, got %ld", limit);
             goto bad;
         }
-        o->own.limit = (uint32_t)limit;
+        o->limit = (uint32_t)limit;
+        o->own.limited = 1;
     }
     o->strict = argv[5] == Py_None ? -1 : (int8_t)PyObject_IsTrue(argv[5]);
     if (argv[6] != Py_None)
@@ -1209,8 +1208,8 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
     wake = fb_park(f, WAIT_PARK);
     if (f->on_cancel == Py_None)
         fb_grace_restart(f->scope);
-    gift = f->gift;
-    f->gift = NULL;
+    gift = f->on;
+    f->on = NULL;
     Py_CLEAR(f->on_cancel);
     if (fb_woken(f, wake) < 0) {
         Py_XDECREF(gift);
@@ -1278,7 +1277,7 @@ static PyObject *m_unpark(PyObject *module, PyObject *const *argv, Py_ssize_t n)
         return NULL;
     if (f->state != FIBER_PARKED || f->wait != WAIT_PARK || f->what || f->runtime->forked)
         Py_RETURN_FALSE;
-    Py_XSETREF(f->gift, Py_NewRef(n == 2 ? argv[1] : Py_None));
+    Py_XSETREF(f->on, Py_NewRef(n == 2 ? argv[1] : Py_None));
     fb_make_ready(f, WAKE_OK);
     Py_RETURN_TRUE;
 }

@@ -116,9 +116,10 @@ void fb_scope_close(struct scope *s)
                 fb_grace_disarm(f);
         }
     }
-    s->parent = NULL;
-    if (!s->is_root)
+    if (!s->is_root) {
+        s->parent = NULL;
         Py_DECREF(s->object); /* taken by enter: an open scope lives, whoever dropped it */
+    }
 }
 
 /* What is seen. */
