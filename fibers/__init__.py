@@ -15,6 +15,7 @@ The layers, lowest first; imports point downwards only:
     queue       Queue, LifoQueue, PriorityQueue
     threads     out of a run into a thread, and back in
     runtime     run(): one Runtime per thread
+    fs          files in plain blocking style
     net         sockets in plain blocking style
     process     child processes, and what flows to and from them
     testing     virtual clocks, in-memory streams, order and waits, for tests (import it by name)

@@ -16,7 +16,7 @@ import pytest
 from programs import CHECKOUT
 
 import fibers
-from fibers import net, process, testing
+from fibers import fs, net, process, testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,7 @@ LAYERS = {
     "fibers.world": 2,
     "fibers.determinism": 3,
     "fibers.simulation": 5,
+    "fibers.fs": 5,
     "fibers.process": 6,
     "fibers.testing": 6,
     "fibers": 7,  # the package itself: it only gathers the public names
@@ -140,6 +141,75 @@ PARKS = {
     "fibers.net.gethostbyaddr": CANCEL_POINT,
     "fibers.net.getfqdn": CANCEL_POINT,
     "fibers.testing.Simulation.restart": IF_IT_MUST_WAIT,
+    "fibers.fs.atomic_write": CANCEL_POINT,
+    "fibers.fs.copyfile": CANCEL_POINT,
+    "fibers.fs.fallocate": CANCEL_POINT,
+    "fibers.fs.fdatasync": CANCEL_POINT,
+    "fibers.fs.fsync": CANCEL_POINT,
+    "fibers.fs.advise": CANCEL_POINT,
+    "fibers.fs.link": CANCEL_POINT,
+    "fibers.fs.lstat": CANCEL_POINT,
+    "fibers.fs.makedirs": CANCEL_POINT,
+    "fibers.fs.mkdir": CANCEL_POINT,
+    "fibers.fs.open": CANCEL_POINT,
+    "fibers.fs.pread": CANCEL_POINT,
+    "fibers.fs.preadv": CANCEL_POINT,
+    "fibers.fs.pwrite": CANCEL_POINT,
+    "fibers.fs.pwritev": CANCEL_POINT,
+    "fibers.fs.read_bytes": CANCEL_POINT,
+    "fibers.fs.read_text": CANCEL_POINT,
+    "fibers.fs.readlink": CANCEL_POINT,
+    "fibers.fs.rename": CANCEL_POINT,
+    "fibers.fs.replace": CANCEL_POINT,
+    "fibers.fs.rmdir": CANCEL_POINT,
+    "fibers.fs.scandir": CANCEL_POINT,
+    "fibers.fs.stat": CANCEL_POINT,
+    "fibers.fs.symlink": CANCEL_POINT,
+    "fibers.fs.temporary_directory": CANCEL_POINT,
+    "fibers.fs.temporary_file": CANCEL_POINT,
+    "fibers.fs.truncate": CANCEL_POINT,
+    "fibers.fs.unlink": CANCEL_POINT,
+    "fibers.fs.walk": CANCEL_POINT,
+    "fibers.fs.write_bytes": CANCEL_POINT,
+    "fibers.fs.write_text": CANCEL_POINT,
+    "fibers.fs.DirEntry.is_dir": IF_IT_MUST_WAIT,
+    "fibers.fs.DirEntry.is_file": IF_IT_MUST_WAIT,
+    "fibers.fs.DirEntry.stat": IF_IT_MUST_WAIT,
+    "fibers.fs.Path.stat": CANCEL_POINT,
+    "fibers.fs.Path.lstat": CANCEL_POINT,
+    "fibers.fs.Path.exists": CANCEL_POINT,
+    "fibers.fs.Path.is_dir": CANCEL_POINT,
+    "fibers.fs.Path.is_file": CANCEL_POINT,
+    "fibers.fs.Path.is_symlink": CANCEL_POINT,
+    "fibers.fs.Path.is_socket": CANCEL_POINT,
+    "fibers.fs.Path.is_fifo": CANCEL_POINT,
+    "fibers.fs.Path.is_block_device": CANCEL_POINT,
+    "fibers.fs.Path.is_char_device": CANCEL_POINT,
+    "fibers.fs.Path.is_mount": CANCEL_POINT,
+    "fibers.fs.Path.samefile": CANCEL_POINT,
+    "fibers.fs.Path.owner": CANCEL_POINT,
+    "fibers.fs.Path.group": CANCEL_POINT,
+    "fibers.fs.Path.readlink": CANCEL_POINT,
+    "fibers.fs.Path.resolve": CANCEL_POINT,
+    "fibers.fs.Path.open": CANCEL_POINT,
+    "fibers.fs.Path.read_bytes": CANCEL_POINT,
+    "fibers.fs.Path.read_text": CANCEL_POINT,
+    "fibers.fs.Path.write_bytes": CANCEL_POINT,
+    "fibers.fs.Path.write_text": CANCEL_POINT,
+    "fibers.fs.Path.iterdir": CANCEL_POINT,
+    "fibers.fs.Path.glob": CANCEL_POINT,
+    "fibers.fs.Path.rglob": CANCEL_POINT,
+    "fibers.fs.Path.walk": CANCEL_POINT,
+    "fibers.fs.Path.touch": CANCEL_POINT,
+    "fibers.fs.Path.mkdir": CANCEL_POINT,
+    "fibers.fs.Path.chmod": CANCEL_POINT,
+    "fibers.fs.Path.lchmod": CANCEL_POINT,
+    "fibers.fs.Path.unlink": CANCEL_POINT,
+    "fibers.fs.Path.rmdir": CANCEL_POINT,
+    "fibers.fs.Path.rename": CANCEL_POINT,
+    "fibers.fs.Path.replace": CANCEL_POINT,
+    "fibers.fs.Path.symlink_to": CANCEL_POINT,
+    "fibers.fs.Path.hardlink_to": CANCEL_POINT,
     "fibers.testing.wait_all_blocked": CANCEL_POINT,
     "fibers.testing.MemoryStream.sendmsg": CANCEL_POINT,
 }
@@ -159,7 +229,7 @@ for row in STREAMS:
         PARKS[f"{row}.close"] = NEVER
 
 
-PUBLIC = (fibers, net, net.tls, process, testing)
+PUBLIC = (fibers, fs, net, net.tls, process, testing)
 
 
 def name_of(path: Path) -> str:

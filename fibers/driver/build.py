@@ -24,6 +24,7 @@ SOURCES = [
     "uring.c",
     "readiness.c",
     "workers.c",
+    "file.c",
     "epoll.c",
     "kqueue.c",
     "sim.c",

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include "simnet.h"
+#include "workers.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -808,6 +809,8 @@ static int32_t elsewhere(struct fb_op *op)
         return 0;
     if (op->code == FB_OPENAT)
         return verdict(openat(op->fd, op->data, (int)op->flags, (mode_t)op->len));
+    if (op->code >= FB_READV)
+        return verdict(fb_file_call(op));
     if (fstat(op->fd, &status) < 0)
         return -errno;
     switch ((enum fb_code)op->code) {

@@ -10,10 +10,8 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 struct fb_workers {
@@ -65,45 +63,6 @@ static ssize_t read_or_write(const struct fb_op *op)
     return r;
 }
 
-static ssize_t read_or_write_parts(const struct fb_op *op)
-{
-    int count = op->len > IOV_MAX ? IOV_MAX + 1 : (int)op->len;
-#ifdef RWF_NOWAIT
-    return op->code == FB_READV ? preadv2(op->fd, op->data, count, (off_t)op->off, (int)op->flags)
-                                : pwritev2(op->fd, op->data, count, (off_t)op->off, (int)op->flags);
-#else
-    if (op->flags) {
-        errno = EOPNOTSUPP;
-        return -1;
-    }
-    return op->code == FB_READV ? preadv(op->fd, op->data, count, (off_t)op->off)
-                                : pwritev(op->fd, op->data, count, (off_t)op->off);
-#endif
-}
-
-/* What only Linux has. Elsewhere fibers.fs does without. */
-static int linux_only(const struct fb_op *op)
-{
-#ifdef __linux__
-    int error;
-    if (op->code == FB_STATX)
-        return statx(op->fd, op->data, (int)op->flags, (unsigned)op->len, op->extra);
-    if (op->code == FB_FALLOCATE)
-        return fallocate(op->fd, (int)op->flags, (off_t)op->off, (off_t)op->len);
-    if (op->code == FB_FADVISE) {
-        if ((error = posix_fadvise(op->fd, (off_t)op->off, (off_t)op->len, (int)op->flags)))
-            errno = error;
-        return error ? -1 : 0;
-    }
-    if (op->code == FB_RENAMEAT && op->flags)
-        return renameat2(op->fd, op->data, (int)op->len, op->extra, op->flags);
-#endif
-    if (op->code == FB_RENAMEAT && !op->flags)
-        return renameat(op->fd, op->data, (int)op->len, op->extra);
-    errno = EOPNOTSUPP;
-    return -1;
-}
-
 static int32_t perform(const struct fb_op *op)
 {
     ssize_t r;
@@ -119,35 +78,13 @@ static int32_t perform(const struct fb_op *op)
         case FB_OPENAT:
             r = openat(op->fd, op->data, (int)op->flags, (mode_t)op->len);
             break;
-        case FB_READV:
-        case FB_WRITEV:
-            r = read_or_write_parts(op);
-            break;
-        case FB_STATX:
-        case FB_FALLOCATE:
-        case FB_FADVISE:
-        case FB_RENAMEAT:
-            r = linux_only(op);
-            break;
-        case FB_UNLINKAT:
-            r = unlinkat(op->fd, op->data, (int)op->flags);
-            break;
-        case FB_MKDIRAT:
-            r = mkdirat(op->fd, op->data, (mode_t)op->len);
-            break;
-        case FB_LINKAT:
-            r = linkat(op->fd, op->data, (int)op->len, op->extra, (int)op->flags);
-            break;
-        case FB_SYMLINKAT:
-            r = symlinkat(op->data, op->fd, op->extra);
-            break;
-        case FB_FTRUNCATE:
-            r = ftruncate(op->fd, (off_t)op->len);
-            break;
-        default:
+        case FB_CLOSE:
             r = close(op->fd);
             if (r < 0 && errno == EINTR)
                 r = 0; /* the fd is gone: again would close a stranger's */
+            break;
+        default:
+            r = fb_file_call(op);
             break;
         }
     } while (r < 0 && errno == EINTR);

@@ -10,10 +10,15 @@
 
 #include "core.h"
 
+#include <sys/types.h>
+
 enum { FB_WORKERS = 8 };      /* by default; io_uring's own workers are capped, too (uring.c) */
 
 /* The byte that says "an op is done" in the wake pipe: no wake, no signal number. */
 #define FB_WORKED '\377'
+
+/* Perform an op from FB_READV on by its system call (file.c): a count or 0, or -1 and errno. It may block. */
+ssize_t fb_file_call(const struct fb_op *op);
 
 struct fb_workers;
 

@@ -63,7 +63,7 @@ build contract "$flags" & contract=$!
 build suite "$flags --param asan-stack=0" & suite=$!
 "$cc" -std=gnu11 -Wall -Wextra -Werror ${flags} -pthread -Ifibers/driver -Itests/driver/kqueue -DFIBERS_EPOLL -DFIBERS_KQUEUE \
     tests/driver/stress.c tests/driver/kqueue/kqueue_over_epoll.c \
-    fibers/driver/{core,uring,readiness,workers,epoll,kqueue,sim,simnet}.c -o "$work/stress" -luring
+    fibers/driver/{core,uring,readiness,workers,file,epoll,kqueue,sim,simnet}.c -o "$work/stress" -luring
 wait "$contract"
 wait "$suite"
 for name in contract suite; do

@@ -22,7 +22,17 @@ SOURCES = [
     HERE / "kqueue" / "kqueue_over_epoll.c",
     *(
         DRIVER / name
-        for name in ("core.c", "uring.c", "readiness.c", "workers.c", "epoll.c", "kqueue.c", "sim.c", "simnet.c")
+        for name in (
+            "core.c",
+            "uring.c",
+            "readiness.c",
+            "workers.c",
+            "file.c",
+            "epoll.c",
+            "kqueue.c",
+            "sim.c",
+            "simnet.c",
+        )
     ),
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
