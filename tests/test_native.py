@@ -232,15 +232,17 @@ def test_run_works_anew_in_a_forked_child() -> None:
 def test_a_second_ctrl_c_does_not_wait_for_a_thread() -> None:
     """M1: the first one stays undelivered while main is in a call that can't be cancelled."""
     program = """
-import threading
+import threading, time
 import fibers
 
-def started():
+def started(main):
+    while "parked" not in repr(main):
+        time.sleep(0.001)
     print("ready", flush=True)
     threading.Event().wait()
 
 try:
-    fibers.run(fibers.to_thread, started)
+    fibers.run(lambda: fibers.to_thread(started, fibers.current()))
 except KeyboardInterrupt:
     print("interrupted")
 """
