@@ -378,7 +378,7 @@ def test_m4_fork_in_debug_mode(tmp_path: Path) -> None:
             if pid == 0:
                 say(fibers.run(lambda: fibers.sleep(0.01) or "anew", debug=True))
                 return "the child's value"
-            wait(pid)
+            fibers.to_thread(wait, pid)
             return "the parent's value"
 
         say(fibers.run(main, debug=True))
