@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-__all__ = ["PEERS", "run"]
+__all__ = ["BOTTLENECK", "HOST", "PEERS", "measure", "run"]
 
 FEW, MANY = 100, 10_000  # what --growth compares
 # A server that shares its core evenly with the spinner has a share of 0.5; one with less had time to spare.
@@ -159,13 +159,16 @@ def measure(
     cores: Cores,
     patience: float,
 ) -> dict[str, float]:
-    """Start a server, the spinner beside it and the load generator; return what the latter reports."""
-    load, spinner = programs
+    """Start a server, the spinner beside it and the load generator; return what the latter reports.
+
+    `programs` are the command of the load generator, and the spinner.
+    """
+    *load, spinner = programs
     port = str(free_port())
     with (
         process(command(port), cores.server, GOMAXPROCS="1") as server,
         process([spinner], cores.server),
-        process([load, HOST, port, "--pid", str(server.pid), *options], cores.client) as generator,
+        process([*load, HOST, port, "--pid", str(server.pid), *options], cores.client) as generator,
     ):
         try:
             sample: dict[str, float] = json.loads(generator.read_line(patience + 10, needs=server))

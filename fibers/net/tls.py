@@ -37,6 +37,7 @@ __all__ = ["TLSStream", "wrap"]
 CHUNK = 65536  # received from below at a time
 PIECE = 65536  # encrypted at a time
 RECORD = 16384  # no record holds more
+FULL = RECORD + 2048 + 5  # nor is longer itself (RFC 5246)
 
 
 def wrap(
@@ -89,6 +90,7 @@ class TLSStream(Framed, Drainable):
         "_hungry",
         "_incoming",
         "_lenient",
+        "_more",
         "_object",
         "_outgoing",
         "_ready",
@@ -126,6 +128,7 @@ class TLSStream(Framed, Drainable):
         self._ready = False  # the handshake is done
         self._ended = False  # nothing more will be received
         self._closed = False
+        self._more = False  # what was decrypted last may not be all of its record
         self._feeding = False  # some fiber is receiving from below
         self._hungry = WaitQueue()  # for what it receives
         self._sending = False
@@ -155,18 +158,18 @@ class TLSStream(Framed, Drainable):
 
         ssl.SSLEOFError if the peer went away without saying so, unless suppress_ragged_eofs is set.
         """
+        if n > 0 and not self._buffered:
+            return self._receive(n)
         if n < 0:
             msg = f"can't recv {n} bytes: the number must not be negative"
             raise ValueError(msg)
-        if n and not self._buffered:
-            return self._receive(n)
         self._begin("recv")
         return self._take(min(n, len(self._buffered))) if self._buffered else b""
 
     def recv_into(self, buffer: WriteableBuffer, /) -> int:
         """Receive into a writable buffer; the number of bytes, 0 at the end. Parks; a cancel point."""
         with memoryview(buffer).cast("B") as view:
-            if self._buffered or not len(view):
+            if self._buffered or not view:
                 data = self.recv(len(view))
                 view[: len(data)] = data
                 return len(data)
@@ -174,10 +177,30 @@ class TLSStream(Framed, Drainable):
 
     def _receive(self, n: int, /) -> bytes:
         """Receive past what is buffered."""
-        return bytes(self._read(min(n, RECORD), None))
+        if n < RECORD:
+            got: bytes = self._decrypt(n, None) if self._timeout is None else self._read(n, None)
+            self._more = len(got) == n
+            return got
+        got = self._decrypt(RECORD, None) if self._timeout is None else self._read(RECORD, None)
+        self._more = False
+        return self._gather(got, n) if n > RECORD and self._incoming.pending >= FULL and got else got
+
+    def _gather(self, first: bytes, n: int) -> bytes:
+        """Add what other whole records hold: the fewer and larger the pieces, the less each byte costs."""
+        parts, left = [first], n - len(first)
+        with contextlib.suppress(ssl.SSLError):  # the next receive meets it again
+            while left >= RECORD and self._incoming.pending >= FULL:
+                part = self._object.read(RECORD)
+                if not part:
+                    self._ended = True
+                    break
+                parts.append(part)
+                left -= len(part)
+        return b"".join(parts)
 
     def _read(self, n: int, into: memoryview | None) -> Any:
-        """Read within the time of one operation."""
+        """Decrypt within the time of one operation."""
+        self._more = True  # there may be more of the record
         if self._timeout is None:
             return self._decrypt(n, into)
         with time_limit(self._timeout):
@@ -186,11 +209,11 @@ class TLSStream(Framed, Drainable):
 
     def _decrypt(self, n: int, into: memoryview | None) -> Any:
         """Decrypt what has come, receiving from below what it takes."""
-        nothing: Any = b"" if into is None else 0
-        if self._closed or self._ended or self._incoming.pending or self._object.pending():
+        incoming = self._incoming
+        if self._more or incoming.pending or self._ended or self._closed:
             self._begin("recv")
         else:
-            self._feed()
+            self._feed()  # at once: to be told that there is nothing costs an exception
         while not self._ended:
             if self._closed:
                 raise closed()
@@ -200,7 +223,8 @@ class TLSStream(Framed, Drainable):
                     return got
                 self._ended = True
             except ssl.SSLWantReadError:
-                self._offer_outgoing()
+                if self._outgoing.pending:
+                    self._offer_outgoing()
                 self._feed()
             except ssl.SSLZeroReturnError:
                 self._ended = True
@@ -211,7 +235,7 @@ class TLSStream(Framed, Drainable):
             except ssl.SSLError:
                 self._offer_outgoing()  # the alert that tells the peer why
                 raise
-        return nothing
+        return b"" if into is None else 0
 
     def _feed(self) -> None:
         """Receive from below, or wait until another fiber has."""
@@ -242,53 +266,51 @@ class TLSStream(Framed, Drainable):
         """Send all of `data`, one sender after another. Ended early after a part it breaks the sending side: later
         sends raise BrokenPipeError (semantics.md F7). Parks; a cancel point.
         """  # noqa: D205
+        if type(data) is bytes and len(data) <= PIECE:
+            self._send(data, "sendall")
+            return
         with memoryview(data).cast("B") as view:
             self._send(view, "sendall")
 
     def sendmsg(self, buffers: Sequence[ReadableBuffer], /) -> int:
         """Send several buffers, whole, one behind another; the number of bytes. As sendall. Parks; a cancel point."""
         data = b"".join(buffers)
-        self._send(memoryview(data), "sendmsg")
+        with memoryview(data) as view:
+            self._send(view, "sendmsg")
         return len(data)
 
-    def _send(self, view: memoryview, what: str) -> None:
+    def _send(self, data: memoryview | bytes, what: str) -> None:
         """Send within the time of one operation."""
         if self._timeout is None:
-            self._encrypt(view, what)
+            self._encrypt(data, what)
             return
         with time_limit(self._timeout):
-            self._encrypt(view, what)
+            self._encrypt(data, what)
 
-    def _encrypt(self, view: memoryview, what: str) -> None:
+    def _encrypt(self, data: memoryview | bytes, what: str) -> None:
         """Encrypt and send, a piece at a time, as the one sender."""
         self._begin_sending(what)
         sent = 0
         try:
-            while sent < len(view):
-                with view[sent : sent + PIECE] as piece:
-                    sent += self._object.write(piece)
+            while sent < len(data):
+                sent += self._object.write(data if len(data) <= PIECE else data[sent : sent + PIECE])
                 self._below.sendall(self._outgoing.read())
         except BaseException as error:
             if sent:
-                self._broken = f"can't send: an earlier {what} was {how_ended(error)} within {len(view)} bytes"
+                self._broken = f"can't send: an earlier {what} was {how_ended(error)} within {len(data)} bytes"
             raise
         finally:
-            self._end_sending()
+            self._sending = bool(self._senders) and self._senders.wake_first() is not None
 
     def _begin_sending(self, what: str) -> None:
         """Take a turn, if there is anything to send on."""
-        self._begin(what)
+        native.wait(what, self, 0)
         if self._sending:
             self._senders.wait(f"{what} behind another", self)  # whoever wakes us has left us the turn
         self._sending = True
-        try:
-            if self._closed:
-                raise closed()
-            if self._broken is not None:
-                raise BrokenPipeError(errno.EPIPE, self._broken)
-        except BaseException:
+        if self._closed or self._broken is not None:
             self._end_sending()
-            raise
+            raise closed() if self._closed else BrokenPipeError(errno.EPIPE, self._broken)
 
     def _end_sending(self) -> None:
         """Pass the turn on."""
