@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import echo, micro, streams
+from benchmarks import echo, files, micro, streams
 from benchmarks.harness import Cores, Failure, Missing, cores, end_on_signals
 from benchmarks.report import Result, machine
 
@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "roundtrip": "64 bytes to another fiber over a socket pair, and back",
     "primitives": "hand an item to another fiber; locks, semaphores and queues",
     "memory": "resident memory of a parked fiber",
+    "files": "random reads of a file on disk, 128 in flight; a tick beside a large write",
     "timers": "enter and leave a timeout; sleep among many sleepers",
     "threads": "a call on a worker thread and back",
 }
@@ -94,11 +95,13 @@ def positive(text: str) -> int:
 def peers_of(subcommand: str) -> list[str]:
     """Return the names of the peers that a subcommand knows."""
     if subcommand == "all":
-        return list(dict.fromkeys([*echo.PEERS, *streams.PEERS, *micro.PEERS]))
+        return list(dict.fromkeys([*echo.PEERS, *streams.PEERS, *micro.PEERS, *files.PEERS]))
     if subcommand == "echo":
         return list(echo.PEERS)
     if subcommand in streams.SUBCOMMANDS:
         return list(streams.PEERS)
+    if subcommand == "files":
+        return list(files.PEERS)
     tables = micro.SUBCOMMANDS[subcommand]
     return [peer for peer in micro.PEERS if any(peer in micro.BENCHMARKS[table].peers for table in tables)]
 
@@ -125,6 +128,8 @@ def run(args: argparse.Namespace, names: Sequence[str], two: Cores) -> tuple[lis
         return echo.run(args, names, two)
     if args.subcommand in streams.SUBCOMMANDS:
         return streams.run(args, names, two), []
+    if args.subcommand == "files":
+        return files.run(args, names, two), []
     return micro.run(args, names, two), []
 
 
