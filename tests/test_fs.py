@@ -260,12 +260,29 @@ def test_walk_goes_where_os_walk_goes(tmp_path: Path, topdown: bool, followlinks
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").touch()
     (tmp_path / "link").symlink_to("a")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "through a file").symlink_to("e/file/x")
 
     def main() -> None:
         ours, theirs = (list(walk(tmp_path, topdown=topdown, followlinks=followlinks)) for walk in (fs.walk, os.walk))
         assert [(os.fspath(where), folders, files) for where, folders, files in ours] == [
             (os.fspath(where), folders, files) for where, folders, files in theirs
         ]
+
+    on_fiber(main)
+
+
+def test_walk_goes_deeper_than_the_stack(tmp_path: Path) -> None:
+    depth = 300
+    (tmp_path / "/".join("d" * depth)).mkdir(parents=True)
+
+    def main() -> None:
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(200)
+        try:
+            assert [len(list(fs.walk(tmp_path, topdown=topdown))) for topdown in (True, False)] == [depth + 1] * 2
+        finally:
+            sys.setrecursionlimit(before)
 
     on_fiber(main)
 

@@ -100,10 +100,11 @@ def test_a_path_does_what_that_of_pathlib_does(tmp_path: Path, monkeypatch: pyte
 
 def test_walk_gives_paths(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
 
     def main() -> None:
         found = list(fs.Path(tmp_path).walk())
-        assert found == [(tmp_path, ["a"], []), (tmp_path / "a", ["b"], []), (tmp_path / "a" / "b", [], [])]
+        assert found == [(tmp_path, ["a"], ["link"]), (tmp_path / "a", ["b"], []), (tmp_path / "a" / "b", [], [])]
         assert all(type(path) is fs.Path for path, _, _ in found)
 
     bounded(main)

@@ -319,31 +319,55 @@ def walk(
 
     What the caller removes from the names of directories is not entered. Parks; a cancel point.
     """
-    top = os.fspath(top)
-    folders: list[Any] = []
-    files: list[Any] = []
-    enter: list[Any] = []
+    return go_through(top, topdown, onerror, followlinks, names_links=True)
+
+
+def go_through(
+    top: Any,
+    topdown: bool,
+    onerror: Callable[[OSError], object] | None,
+    followlinks: bool,
+    *,
+    names_links: bool,
+) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """Walk; `names_links`: a symbolic link to a directory is named among the directories."""
+    # What is to be done, the next one last: a directory to read, or the triple of one that was read.
+    todo: list[Any] = [os.fspath(top)]
+    while todo:
+        path = todo.pop()
+        if isinstance(path, tuple):
+            yield path
+            continue
+        folders: list[Any] = []
+        files: list[Any] = []
+        enter: list[Any] = []
+        try:
+            with scandir(path) as entries:
+                for entry in entries:
+                    folder = leads_to_directory(entry, follows_links=names_links)
+                    (folders if folder else files).append(entry.name)
+                    if folder and not topdown and (followlinks or not entry.is_symlink()):
+                        enter.append(entry.path)
+        except OSError as error:
+            if onerror is not None:
+                onerror(error)
+            continue
+        if topdown:
+            yield path, folders, files
+            enter = [os.path.join(path, name) for name in folders]
+            if not followlinks:
+                enter = [inner for inner in enter if not modes.S_ISLNK(mode_of(inner))]
+        else:
+            todo.append((path, folders, files))
+        todo.extend(reversed(enter))
+
+
+def leads_to_directory(entry: DirEntry, *, follows_links: bool) -> bool:
+    """Tell whether an entry is a directory; False if it leads nowhere."""
     try:
-        with scandir(top) as entries:
-            for entry in entries:
-                folder = entry.is_dir()
-                (folders if folder else files).append(entry.name)
-                if folder and not topdown and (followlinks or not entry.is_symlink()):
-                    enter.append(entry.path)
-    except OSError as error:
-        if onerror is not None:
-            onerror(error)
-        return
-    if topdown:
-        yield top, folders, files
-        for name in folders:
-            path = os.path.join(top, name)
-            if followlinks or not modes.S_ISLNK(mode_of(path)):
-                yield from walk(path, topdown, onerror, followlinks)
-    else:
-        for path in enter:
-            yield from walk(path, topdown, onerror, followlinks)
-        yield top, folders, files
+        return entry.is_dir(follow_symlinks=follows_links)
+    except OSError:
+        return False
 
 
 def mode_of(path: StrOrBytesPath) -> int:

@@ -37,6 +37,11 @@ class Path(pathlib.PosixPath):
         """Make one whose methods block, for a thread."""
         return pathlib.PosixPath(os.fspath(self))
 
+    def _like(self, path: Any) -> Self:
+        """Make another of its kind."""
+        made: Self = getattr(self, "with_segments", type(self))(path)  # from Python 3.12 on
+        return made
+
     def _mode(self, *, follow_symlinks: bool = True) -> int:
         """Return the mode; 0 if there is nothing."""
         try:
@@ -108,11 +113,11 @@ class Path(pathlib.PosixPath):
 
     def readlink(self) -> Self:
         """Return what the symbolic link says. Parks; a cancel point."""
-        return type(self)(entry.readlink(os.fspath(self)))
+        return self._like(entry.readlink(os.fspath(self)))
 
     def resolve(self, strict: bool = False) -> Self:
         """Return the absolute path without symbolic links. Parks; a cancel point."""
-        return type(self)(on_thread(self._plain().resolve, strict))
+        return self._like(on_thread(self._plain().resolve, strict))
 
     # What is in it
 
@@ -164,7 +169,7 @@ class Path(pathlib.PosixPath):
         def search() -> list[pathlib.Path]:
             return list(find(pattern, **kwargs))
 
-        return iter([type(self)(found) for found in on_thread(search)])
+        return iter([self._like(found) for found in on_thread(search)])
 
     def walk(
         self,
@@ -172,9 +177,14 @@ class Path(pathlib.PosixPath):
         on_error: Callable[[OSError], object] | None = None,
         follow_symlinks: bool = False,
     ) -> Iterator[tuple[Self, list[str], list[str]]]:
-        """Go through a tree: (path, names of directories, names of files) each. Parks; a cancel point."""
-        for path, folders, files in entry.walk(os.fspath(self), top_down, on_error, follow_symlinks):
-            yield type(self)(path), folders, files
+        """Go through a tree: (path, names of directories, names of files) each.
+
+        Unlike in walk(), a link to a directory is among the files unless they are followed. Parks; a cancel point.
+        """
+        for path, folders, files in entry.go_through(
+            os.fspath(self), top_down, on_error, follow_symlinks, names_links=follow_symlinks
+        ):
+            yield self._like(path), folders, files
 
     # What is done to it
 
@@ -216,12 +226,12 @@ class Path(pathlib.PosixPath):
     def rename(self, target: StrPath) -> Self:
         """Rename it and return the new path. Parks; a cancel point."""
         entry.rename(self, target)
-        return type(self)(target)
+        return self._like(target)
 
     def replace(self, target: StrPath) -> Self:
         """Rename it, replacing what is there, and return the new path. Parks; a cancel point."""
         entry.replace(self, target)
-        return type(self)(target)
+        return self._like(target)
 
     def symlink_to(self, target: StrOrBytesPath, target_is_directory: bool = False) -> None:  # noqa: ARG002 - pathlib's
         """Make it a symbolic link to `target`. Parks; a cancel point."""
