@@ -96,7 +96,7 @@ def send_or_put_back(src: Any, dst: Any, data: bytes) -> int:
     except BaseException:
         put_back(src, data[sent:])
         raise
-    return sent
+    return len(data)
 
 
 def put_back(src: Any, data: bytes) -> None:
