@@ -1273,3 +1273,83 @@ def test_streams_of_two_runs_in_two_threads_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join(30)
     assert results == [b"done"] * 3
+
+
+# Buffers.
+
+
+def test_a_message_of_64_mib_arrives_through_a_slow_peer() -> None:
+    data = os.urandom(1 << 20) * 64
+
+    def slowly(stream: net.Stream) -> bytes:
+        got = bytearray()
+        while part := stream.recv(1 << 16):
+            got += part
+            if len(got) % 7 == 0:
+                fibers.checkpoint()
+        return bytes(got)
+
+    def main() -> None:
+        with tcp_pair() as (served, client):
+            reading = fibers.spawn(slowly, served)
+            client.sendall(memoryview(data))
+            client.shutdown(socket.SHUT_WR)
+            assert reading.result() == data
+
+    bounded(main, 60)
+
+
+def test_buffers_of_no_length_move_nothing_and_do_not_wait() -> None:
+    def main() -> None:
+        a, b = net.socketpair()
+        with a, b:
+            assert a.recv(0) == b""
+            assert a.recv_into(bytearray()) == 0
+            assert a.send(b"") == 0
+            assert a.sendall(b"") is None
+            assert a.sendmsg([]) == 0
+            assert a.sendmsg([b"", b""]) == 0
+            b.sendall(b"x")
+            assert a.recv_into(bytearray()) == 0
+            assert a.recv(1) == b"x"
+
+    bounded(main)
+
+
+def test_read_only_and_strided_buffers_are_refused_and_nothing_is_lost() -> None:
+    def main() -> None:
+        a, b = net.socketpair()
+        with a, b:
+            b.sendall(b"data")
+            for bad in (b"read only", memoryview(b"read only"), memoryview(bytearray(8))[::2], "text", None, 7):
+                assert isinstance(raised(a.recv_into, bad), TypeError | BufferError), bad
+            for bad in (memoryview(bytes(8))[::2], "text", None, 7):
+                assert isinstance(raised(a.sendall, bad), TypeError | BufferError), bad
+            assert a.recv(9) == b"data"
+
+    bounded(main)
+
+
+def test_overlapping_buffers_get_a_message_each() -> None:
+    """Two receives into one buffer, side by side and over each other: the bytes are those that were sent."""
+
+    def main() -> None:
+        a, b = net.socketpair()
+        with a, b:
+            buffer = bytearray(8)
+            with memoryview(buffer) as view:
+                first = fibers.spawn(a.recv_into, view[0:6])
+                second = fibers.spawn(a.recv_into, view[2:8])
+                for _ in range(2):
+                    fibers.checkpoint()
+                    fibers.checkpoint()
+                b.sendall(b"AA")
+                fibers.sleep(0.01)
+                b.sendall(b"BB")
+                assert (first.result(), second.result()) == (2, 2)
+            assert sorted((bytes(buffer[0:2]), bytes(buffer[2:4]))) == [b"AA", b"BB"]
+            sending = fibers.spawn(b.sendmsg, [memoryview(buffer)[0:3], memoryview(buffer)[1:4]])
+            assert a.recv_exactly(6) == bytes(buffer[0:3] + buffer[1:4])
+            assert sending.result() == 6
+
+    bounded(main)

@@ -1,0 +1,260 @@
+"""Cancel and close races of what fibers.net has beside streams: messages, descriptors, pipes, TLS, connect, sendfile.
+
+The loops are those of test_races.py: the event and the cancel in ten orders; no message lost, none twice, no descriptor
+leaked. $FIBERS_SOAK sets the length.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import os
+import socket
+import struct
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from certificates import client_context, server_context
+from helpers import bounded, open_fds, raised, soak
+from test_races import Race, patience, worker
+
+import fibers
+from fibers import net
+from fibers.net import tls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Kind:
+    """Something that receives: `receive` gives a message or raises, `send` makes one come from any thread."""
+
+    def __init__(self) -> None:
+        self.open: list[Any] = []
+        self.fds: list[int] = []
+
+    def close(self) -> None:
+        for thing in self.open:
+            thing.close()
+
+
+class Messages(Kind):
+    def __init__(self, kind: int, receive: Callable[[net.MessageSocket], bytes]) -> None:
+        super().__init__()
+        a, b = net.message_pair(kind)
+        self.open += [a, b]
+        self.subject = a
+        self.receive = lambda: receive(a)
+        self.send = lambda data: os.write(b.fileno(), data)
+
+
+class Descriptors(Kind):
+    """Each message has a descriptor beside it, which the receiver closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        a, b = net.socketpair()
+        self.open += [a, b]
+        self.subject = a
+        self.lent = socket.socket(fileno=os.dup(b.fileno()))
+        self.open.append(self.lent)
+        self.send = lambda data: socket.send_fds(self.lent, [data], [0])
+
+    def receive(self) -> bytes:
+        data, fds, _ = self.subject.recv_fds(64, 4)
+        for fd in fds:
+            os.close(fd)
+        return data
+
+
+class Pipes(Kind):
+    def __init__(self) -> None:
+        super().__init__()
+        reader, writer = net.pipe()
+        self.open += [reader, writer]
+        self.subject = reader
+        self.receive = lambda: reader.recv(64)
+        self.send = lambda data: os.write(writer.fileno(), data)
+
+
+class Secured(Kind):
+    def __init__(self) -> None:
+        super().__init__()
+        a, b = net.socketpair()
+        accepting = fibers.spawn(tls.wrap, b, server_context(), server_side=True)
+        self.subject = tls.wrap(a, client_context(), server_hostname="localhost")
+        peer = accepting.result()
+        self.open += [self.subject, peer]
+        self.receive = lambda: self.subject.recv(64)
+
+        def send(data: bytes) -> None:
+            peer._object.write(data)
+            os.write(b.fileno(), peer._outgoing.read())
+
+        self.send = send
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "datagram": lambda: Messages(socket.SOCK_DGRAM, lambda a: a.recv(64)),
+    "seqpacket": lambda: Messages(socket.SOCK_SEQPACKET, lambda a: a.recv(64)),
+    "recvfrom": lambda: Messages(socket.SOCK_DGRAM, lambda a: a.recvfrom(64)[0]),
+    "recvmsg": lambda: Messages(socket.SOCK_SEQPACKET, lambda a: a.recvmsg(64, 64)[0]),
+    "descriptors": Descriptors,
+    "pipe": Pipes,
+    "TLS": Secured,
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+def test_case_58_a_message_that_races_a_cancel_is_neither_lost_nor_doubled(kind: str) -> None:
+    rounds = soak(10_000)
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def main() -> None:
+        subject = KINDS[kind]()
+        bell = net.socketpair()
+        sent = received = 0
+        with contextlib.closing(subject), bell[0], bell[1], worker() as elsewhere:
+
+            def send() -> None:
+                nonlocal sent
+                number, sent = sent, sent + 1
+                subject.send(struct.pack("!I", number))
+
+            race = Race(subject.receive, send, elsewhere, bell)
+            before = open_fds().keys()
+            for number in range(rounds):
+                outcome, data = race.play(race.orders[number % len(race.orders)])
+                outcomes[outcome] += 1
+                data = data or subject.receive()
+                assert struct.unpack("!I", data) == (received,)
+                received += 1
+            assert sent == received == rounds
+            assert open_fds().keys() == before
+
+    bounded(main, patience(rounds))
+    print(f"\n{kind}: {dict(outcomes)}")
+    assert {"cancelled", "completed"} <= set(outcomes)
+
+
+@every_kind
+def test_case_62_a_close_that_races_a_message_gives_it_or_ebadf(kind: str) -> None:
+    rounds = soak(10_000)
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def one_round(number: int) -> None:
+        subject = KINDS[kind]()
+        with contextlib.closing(subject):
+            waiting = fibers.spawn(raised_or, subject.receive)
+            steps = [lambda: subject.send(b"data"), subject.subject.close]
+            for step in steps if number % 2 else steps[::-1]:
+                for _ in range(number // 2 % 3):
+                    fibers.checkpoint()
+                with contextlib.suppress(OSError):
+                    step()
+            got = waiting.result()
+            outcomes["data" if got == b"data" else "closed"] += 1
+            assert got == b"data" or (isinstance(got, OSError) and got.errno == errno.EBADF)
+
+    def main() -> None:
+        before = open_fds().keys()
+        for number in range(rounds):
+            one_round(number)
+        assert open_fds().keys() == before
+
+    bounded(main, patience(rounds) * 3)
+    print(f"\n{kind}: {dict(outcomes)}")
+    assert set(outcomes) == {"data", "closed"}
+
+
+def raised_or(fn: Callable[[], Any]) -> Any:
+    try:
+        return fn()
+    except OSError as error:
+        return error
+
+
+@pytest.mark.parametrize("where", ["tcp", "unix", "TLS"])
+def test_a_connect_that_is_cancelled_at_any_step_leaks_nothing(where: str) -> None:
+    rounds = soak(10_000)
+    context = server_context() if where == "TLS" else None
+
+    def main() -> None:
+        address: Any = f"\0fibers-{os.getpid()}-race" if where == "unix" else ("127.0.0.1", 0)
+        with net.Server(lambda stream: stream.recv(1), address, ssl=context, on_error=lambda *_: None) as server:
+            options = {"ssl": client_context(), "server_hostname": "localhost"} if context else {}
+            before = None
+            connected = 0
+            for number in range(rounds):
+                with fibers.scope() as s:
+                    fiber = s.spawn(net.connect, server.sockets[0].local_addr, **options)
+                    for _ in range(number % 12):
+                        fibers.checkpoint()
+                    fiber.cancel()
+                if fiber.status == "finished":
+                    connected += 1
+                    fiber.result().close()
+                if number == 20:
+                    fibers.sleep(0.1)
+                    before = open_fds().keys()
+            fibers.sleep(0.2)
+            assert open_fds().keys() == before
+            print(f"\n{where}: {connected} of {rounds} connected")
+
+    bounded(main, patience(rounds) * 3)
+
+
+def test_a_sendfile_that_is_cancelled_at_any_step_leaks_nothing_and_sends_a_prefix() -> None:
+    rounds = soak(2_000)
+    data = os.urandom(300_000)
+
+    def one_round(file: Any, number: int) -> None:
+        a, b = net.socketpair()
+        with a, b:
+            reading = fibers.spawn(read_all, b)
+            with fibers.move_on_after(number % 50 / 50_000):
+                a.sendfile(file)
+            a.close()
+            got = reading.result()
+            assert data.startswith(got)
+
+    def main() -> None:
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            before = open_fds().keys()
+            for number in range(rounds):
+                one_round(file, number)
+            assert open_fds().keys() == before
+
+    bounded(main, patience(rounds) * 3)
+
+
+def read_all(stream: Any) -> bytes:
+    parts = []
+    while data := stream.recv(100_000):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def test_a_datagram_sent_while_cancelled_was_sent_once_or_not_at_all() -> None:
+    rounds = soak(10_000)
+
+    def main() -> None:
+        a, b = net.message_pair(socket.SOCK_SEQPACKET)
+        with a, b:
+            for number in range(rounds):
+                message = struct.pack("!I", number)
+                with fibers.scope() as s:
+                    fiber = s.spawn(a.send if number % 2 else lambda data: a.sendmsg([data]), message)
+                    for _ in range(number // 2 % 3):
+                        fibers.checkpoint()
+                    fiber.cancel()
+                if fiber.status == "finished":
+                    assert b.recv(64) == message
+            b.settimeout(0.02)
+            assert isinstance(raised(b.recv, 1), TimeoutError)
+
+    bounded(main, patience(rounds))
