@@ -6,10 +6,13 @@ there is.
 
 import functools
 import io
+import operator
 import os
+import pathlib
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +22,7 @@ from helpers import raised
 from test_tidy import CALLABLES, CANCEL_POINT, NEVER, PARKS
 
 import fibers
-from fibers import net, process, testing
+from fibers import fs, net, process, testing
 
 Call = Callable[[], object]
 Setup = Callable[[], Call]
@@ -769,6 +772,164 @@ AT_ONCE["fibers.testing.Faults.all"] = plain(testing.Faults.all)
 AT_ONCE["fibers.testing.Faults.none"] = plain(testing.Faults.none)
 AT_ONCE["fibers.testing.simulate"] = plain(testing.simulate)  # what it says inside a run
 WAITS["fibers.testing.Simulation.restart"] = SIMULATED["a restart that waits"] = crashed
+
+
+# Files: every call gets a folder of its own with a file, a link to it and a folder in it.
+
+
+class Folder(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+    """A folder that close_what_is_open removes."""
+
+    close = tempfile.TemporaryDirectory.cleanup
+
+
+def in_a_folder(call: Callable[[fs.Path], object]) -> Setup:
+    def setup() -> Call:
+        folder = Folder()
+        OPEN.append(folder)
+        path = pathlib.Path(folder.name)
+        (path / "file").write_bytes(b"0123456789")
+        (path / "link").symlink_to("file")
+        (path / "folder").mkdir()
+        return functools.partial(call, fs.Path(path))
+
+    return setup
+
+
+def on_the_file(call: Callable[[Any], object]) -> Setup:
+    """A call on an open descriptor."""
+
+    def with_file(folder: fs.Path) -> object:
+        file = open(folder / "file", "r+b")  # noqa: PTH123, SIM115 - the builtin: it does not park
+        OPEN.append(file)
+        return call(file)
+
+    return in_a_folder(with_file)
+
+
+def entry_of(call: Callable[[Any], object], before: str = "inode") -> Setup:
+    """A call on what scandir says of the link: the entry does not know what is behind it."""
+
+    def setup() -> Call:
+        folder = in_a_folder(lambda path: path)()()
+        with fs.scandir(folder) as entries:
+            entry = next(found for found in entries if found.name == "link")
+        getattr(entry, before)()
+        return functools.partial(call, entry)
+
+    return setup
+
+
+def used(manager: Any) -> None:
+    with manager:
+        pass
+
+
+FILES: dict[str, Callable[[fs.Path], object]] = {
+    "atomic_write": lambda folder: fs.atomic_write(folder / "new", b"data"),
+    "copyfile": lambda folder: fs.copyfile(folder / "file", folder / "new"),
+    "link": lambda folder: fs.link(folder / "file", folder / "new"),
+    "lstat": lambda folder: fs.lstat(folder / "link"),
+    "makedirs": lambda folder: fs.makedirs(folder / "new" / "deep"),
+    "mkdir": lambda folder: fs.mkdir(folder / "new"),
+    "open": lambda folder: fs.open(folder / "file", "rb").close(),
+    "read_bytes": lambda folder: fs.read_bytes(folder / "file"),
+    "read_text": lambda folder: fs.read_text(folder / "file"),
+    "readlink": lambda folder: fs.readlink(folder / "link"),
+    "rename": lambda folder: fs.rename(folder / "file", folder / "new"),
+    "replace": lambda folder: fs.replace(folder / "file", folder / "new"),
+    "rmdir": lambda folder: fs.rmdir(folder / "folder"),
+    "scandir": lambda folder: fs.scandir(folder).close(),
+    "stat": lambda folder: fs.stat(folder / "file"),
+    "symlink": lambda folder: fs.symlink("file", folder / "new"),
+    "temporary_directory": lambda folder: used(fs.temporary_directory(dir=folder)),
+    "temporary_file": lambda folder: fs.temporary_file(dir=folder).close(),
+    "truncate": lambda folder: fs.truncate(folder / "file", 3),
+    "unlink": lambda folder: fs.unlink(folder / "file"),
+    "walk": lambda folder: list(fs.walk(folder)),
+    "write_bytes": lambda folder: fs.write_bytes(folder / "new", b"data"),
+    "write_text": lambda folder: fs.write_text(folder / "new", "text"),
+    "Path.chmod": lambda folder: (folder / "file").chmod(0o600),
+    "Path.exists": lambda folder: (folder / "file").exists(),
+    "Path.glob": lambda folder: list(folder.glob("*")),
+    "Path.group": lambda folder: (folder / "file").group(),
+    "Path.hardlink_to": lambda folder: (folder / "new").hardlink_to(folder / "file"),
+    "Path.is_block_device": lambda folder: (folder / "file").is_block_device(),
+    "Path.is_char_device": lambda folder: (folder / "file").is_char_device(),
+    "Path.is_dir": lambda folder: (folder / "file").is_dir(),
+    "Path.is_fifo": lambda folder: (folder / "file").is_fifo(),
+    "Path.is_file": lambda folder: (folder / "file").is_file(),
+    "Path.is_mount": lambda folder: folder.is_mount(),
+    "Path.is_socket": lambda folder: (folder / "file").is_socket(),
+    "Path.is_symlink": lambda folder: (folder / "file").is_symlink(),
+    "Path.iterdir": lambda folder: list(folder.iterdir()),
+    "Path.lchmod": lambda folder: raised((folder / "file").lchmod, 0o600),
+    "Path.lstat": lambda folder: (folder / "link").lstat(),
+    "Path.mkdir": lambda folder: (folder / "new").mkdir(),
+    "Path.open": lambda folder: (folder / "file").open("rb").close(),
+    "Path.owner": lambda folder: (folder / "file").owner(),
+    "Path.read_bytes": lambda folder: (folder / "file").read_bytes(),
+    "Path.read_text": lambda folder: (folder / "file").read_text(),
+    "Path.readlink": lambda folder: (folder / "link").readlink(),
+    "Path.rename": lambda folder: (folder / "file").rename(folder / "new"),
+    "Path.replace": lambda folder: (folder / "file").replace(folder / "new"),
+    "Path.resolve": lambda folder: (folder / "link").resolve(),
+    "Path.rglob": lambda folder: list(folder.rglob("*")),
+    "Path.rmdir": lambda folder: (folder / "folder").rmdir(),
+    "Path.samefile": lambda folder: (folder / "file").samefile(folder / "link"),
+    "Path.stat": lambda folder: (folder / "file").stat(),
+    "Path.symlink_to": lambda folder: (folder / "new").symlink_to("file"),
+    "Path.touch": lambda folder: (folder / "new").touch(),
+    "Path.unlink": lambda folder: (folder / "file").unlink(),
+    "Path.walk": lambda folder: list(folder.walk()),
+    "Path.write_bytes": lambda folder: (folder / "new").write_bytes(b"data"),
+    "Path.write_text": lambda folder: (folder / "new").write_text("text"),
+}
+DESCRIPTORS: dict[str, Callable[[Any], object]] = {
+    "advise": lambda file: fs.advise(file, 0, 10, os.POSIX_FADV_SEQUENTIAL),
+    "fallocate": lambda file: fs.fallocate(file, 0, 100),
+    "fdatasync": fs.fdatasync,
+    "fsync": fs.fsync,
+    "pread": lambda file: fs.pread(file, 3, 0),
+    "preadv": lambda file: fs.preadv(file, [bytearray(3)], 0),
+    "pwrite": lambda file: fs.pwrite(file, b"data", 0),
+    "pwritev": lambda file: fs.pwritev(file, [b"data"], 0),
+}
+ENTRIES: dict[str, Callable[[Any], object]] = {
+    "DirEntry.is_dir": lambda entry: entry.is_dir(),
+    "DirEntry.is_file": lambda entry: entry.is_file(),
+    "DirEntry.stat": lambda entry: entry.stat(),
+}
+NO_CALL: dict[str, Callable[[fs.Path], object]] = {
+    "Path.absolute": lambda folder: folder.absolute(),
+    "Path.as_posix": lambda folder: folder.as_posix(),
+    "Path.as_uri": lambda folder: folder.as_uri(),
+    "Path.cwd": lambda folder: folder.cwd(),
+    "Path.expanduser": lambda folder: folder.expanduser(),
+    "Path.home": lambda folder: folder.home(),
+    "Path.is_absolute": lambda folder: folder.is_absolute(),
+    "Path.is_relative_to": lambda folder: folder.is_relative_to("/"),
+    "Path.joinpath": lambda folder: folder.joinpath("more"),
+    "Path.match": lambda folder: folder.match("*"),
+    "Path.relative_to": lambda folder: folder.relative_to("/"),
+    "Path.with_name": lambda folder: folder.with_name("other"),
+    "Path.with_stem": lambda folder: folder.with_stem("other"),
+    "Path.with_suffix": lambda folder: folder.with_suffix(".other"),
+    "aligned": lambda _: fs.aligned(4096),
+}
+for rows, setup_of in ((FILES, in_a_folder), (DESCRIPTORS, on_the_file), (ENTRIES, entry_of)):
+    for row, call_of in rows.items():
+        if f"fibers.fs.{row}" in CALLABLES:  # pathlib's methods are not the same in every Python
+            WAITS[f"fibers.fs.{row}"] = setup_of(call_of)
+for row, call_of in NO_CALL.items():
+    AT_ONCE[f"fibers.fs.{row}"] = in_a_folder(call_of)
+for name in CALLABLES:
+    if name.startswith("fibers.fs.Path.") and name not in PARKS and name not in AT_ONCE:
+        AT_ONCE[name] = in_a_folder(operator.attrgetter(name.rpartition(".")[2]))  # as pathlib has it
+AT_ONCE["fibers.fs.DirEntry.inode"] = entry_of(lambda entry: entry.inode())
+AT_ONCE["fibers.fs.DirEntry.is_symlink"] = entry_of(lambda entry: entry.is_symlink())
+for row, call_of in ENTRIES.items():
+    AT_ONCE[f"fibers.fs.{row}"] = entry_of(call_of, before="stat")
 
 
 @pytest.fixture(autouse=True)
