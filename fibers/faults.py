@@ -77,10 +77,10 @@ class Faults:
         return f"Faults({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     @classmethod
-    def none(cls) -> Faults:
-        """Make a network without faults: a latency of 1 ms, everything in order."""
+    def none(cls, **changes: Any) -> Faults:
+        """Make a network without faults but those named: a latency of 1 ms, everything in order."""
         chances: dict[str, Any] = dict.fromkeys(CHANCES, 0.0)
-        return cls(spread=0.0, shuffled=False, **chances)
+        return cls(**{"spread": 0.0, "shuffled": False, **chances, **changes})
 
     @classmethod
     def all(cls, chance: float = 0.02) -> Faults:

@@ -465,11 +465,6 @@ def test_a_crash_or_restart_in_the_wrong_state_is_refused_or_nothing() -> None:
 # Faults, one by one
 
 
-def with_faults(**chances: float) -> Faults:
-    """Only these."""
-    return Faults(**{**vars(CALM), **chances})  # type: ignore[arg-type]
-
-
 def connect_often(sim: Simulation) -> list[str]:
     def server() -> None:
         while True:
@@ -501,7 +496,7 @@ def connect_often(sim: Simulation) -> list[str]:
     ],
 )
 def test_a_fault_is_what_it_says(name: str, expected: set[str]) -> None:
-    simulation = simulate(connect_often, seed=3, faults=with_faults(**{name: 0.4}))
+    simulation = simulate(connect_often, seed=3, faults=Faults.none(**{name: 0.4}))
     assert {*expected, "hello"} >= set(simulation.value) > {"hello"}
     assert simulation.fired[name] > 0
     assert sum(simulation.fired.values()) == simulation.fired[name]
@@ -520,7 +515,7 @@ def test_short_reads_and_writes_give_parts() -> None:
                     sent -= len(data)
         return writes, reads
 
-    writes, reads = run(main, seed=2, faults=with_faults(short_reads=0.5, short_writes=0.5))
+    writes, reads = run(main, seed=2, faults=Faults.none(short_reads=0.5, short_writes=0.5))
     assert len(writes) > 5
     assert len(reads) > 5
 
@@ -534,7 +529,7 @@ def test_a_slow_connection_takes_its_time() -> None:
             ask(stream, bytes(5000))
             return sim.now - begin
 
-    faults = Faults(**{**vars(CALM), "slow_peers": 1.0, "slow_rate": 1000})
+    faults = Faults.none(slow_peers=1.0, slow_rate=1000)
     assert 6 < run(main, faults=faults) < 11
     assert run(main) < 0.1
 
@@ -550,7 +545,7 @@ def test_a_sender_waits_for_room_in_the_window() -> None:
                     sent += stream.send(bytes(1000))
         return sent
 
-    assert run(main, faults=Faults(**{**vars(CALM), "window": 5000})) == 5000
+    assert run(main, faults=Faults.none(window=5000)) == 5000
 
 
 def test_without_shuffling_fibers_start_in_order() -> None:
