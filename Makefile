@@ -78,7 +78,7 @@ build: $(SDIST)  ## the sdist and a wheel of it, in dist/
 
 soak: $(TEST_ENV)/installed.stamp  ## races, models and simulations at full length (minutes; FIBERS_DRIVER=... for another driver)
 	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=3600 \
-		$(abspath $(shell grep -lwE 'soak|FIBERS_SOAK' tests/test_*.py)) $(ARGS)
+		$(abspath $(shell grep -lwE 'soak|FIBERS_SOAK' tests/test_*.py) tests/driver/test_fuzz.py tests/driver/test_stress.py) $(ARGS)
 
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
@@ -95,7 +95,8 @@ clean:  ## remove everything that make made
 
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
-	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git)
+	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
+		$(if $(filter soak,$(MAKECMDGOALS)),clang)
 
 # The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
 $(VENV)/develop.stamp: $(C_SOURCES) | packages

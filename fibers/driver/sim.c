@@ -250,12 +250,10 @@ static void leave_conn(struct sim *s, struct sock *k, int silently)
         fb_net_cut_off(s, out);
     } else {
         TELL_CONN(s, c, k->end, " closes", ROUTE(s, c, k->end));
-        if (in->ready && k->type == STREAM) {
-            fb_net_cut_off(s, out);
+        if (in->ready && k->type == STREAM)
             fb_net_send_reset(s, c, !k->end);
-        } else {
+        else
             fb_net_send_fin(s, out);
-        }
     }
     fb_net_mark_dirty(s, c->end[!k->end]);
     if (c->gone[!k->end])
@@ -492,8 +490,8 @@ static int32_t give(struct sim *s, struct sock *k, const struct fb_op *op, const
         return would_block(op);
     if (!c->instant && fb_net_happens(s, FB_RESET)) {
         TELL_CONN(s, c, k->end, " the connection is lost", ROUTE(s, c, k->end));
+        fb_net_break_end(s, c, k->end, 0); /* what is on its way is lost */
         fb_net_send_reset(s, c, !k->end);
-        fb_net_break_end(s, c, k->end, 0);
         return -ECONNRESET;
     }
     size = fb_net_room(s, out) < n ? fb_net_room(s, out) : (uint32_t)n;
@@ -809,7 +807,7 @@ static int32_t elsewhere(struct fb_op *op)
         return 0;
     if (op->code == FB_OPENAT)
         return verdict(openat(op->fd, op->data, (int)op->flags, (mode_t)op->len));
-    if (op->code >= FB_READV)
+    if (op->code >= FB_STATX)
         return verdict(fb_file_call(op));
     if (fstat(op->fd, &status) < 0)
         return -errno;
@@ -820,9 +818,13 @@ static int32_t elsewhere(struct fb_op *op)
         return S_ISREG(status.st_mode) ? (int32_t)(op->flags & (POLLIN | POLLOUT)) : -EOPNOTSUPP;
     case FB_READ:
     case FB_WRITE:
+    case FB_READV:
+    case FB_WRITEV:
     case FB_FSYNC:
         if (S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode))
             return -EOPNOTSUPP; /* it would wait for somebody outside the simulation */
+        if (op->code == FB_READV || op->code == FB_WRITEV)
+            return verdict(fb_file_call(op));
         if (op->code == FB_FSYNC)
             return verdict(op->flags ? fdatasync(op->fd) : fsync(op->fd));
         if (op->code == FB_READ)
@@ -923,10 +925,11 @@ static int sim_attempt(struct fb_driver *d, struct fb_op *op)
 static void take_out(struct sim *s, struct fb_op *op)
 {
     struct sock *k = s->socks[op->place];
+    int32_t res = wants_all(op) && op->moved ? moved(op) : -ECANCELED;
     unlink_op(&k->waiting, op);
-    if (op->buffer >= 0)
+    if (op->buffer >= 0 && res < 0)
         put_back(s, op);
-    conclude(s, op, wants_all(op) && op->moved ? moved(op) : -ECANCELED);
+    conclude(s, op, res);
     if (k->fd < 0)
         closed(s, k);
     look_at_dirty(s);
@@ -1065,13 +1068,13 @@ static int sim_poll(struct fb_driver *d, int64_t timeout_ns)
 
 static void free_all(struct sim *s)
 {
+    fb_heap_fini(&s->timers); /* while those that they belong to are there */
     while (s->conns)
         fb_net_free_conn(s, s->conns);
     for (uint32_t id = 1; id < s->sock_count; id++)
         free(s->socks[id]);
     for (uint32_t i = 0; i < s->host_count; i++)
         free(s->hosts[i]);
-    fb_heap_fini(&s->timers);
     free(s->socks);
     free(s->free_ids);
     free(s->by_fd);

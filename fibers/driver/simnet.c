@@ -336,16 +336,20 @@ void fb_net_break_end(struct sim *s, struct conn *c, int end, int error)
     fb_net_mark_dirty(s, k);
 }
 
+/* Behind what is on its way there already. */
 void fb_net_send_reset(struct sim *s, struct conn *c, int to)
 {
-    fb_net_cut_off(s, &c->pipes[to]);
+    int64_t after;
     if (c->gone[to] || c->resets[to].slot)
         return;
     if (c->instant) {
         fb_net_break_end(s, c, to, ECONNRESET);
         return;
     }
-    fb_net_arm(s, &c->resets[to], fb_net_latency(s));
+    after = fb_net_latency(s);
+    if (after < c->pipes[to].last - s->base.time)
+        after = c->pipes[to].last - s->base.time;
+    fb_net_arm(s, &c->resets[to], after);
 }
 
 void fb_net_reset_arrives(struct sim *s, struct conn *c, int end)

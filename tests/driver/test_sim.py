@@ -142,6 +142,7 @@ def test_a_real_pipe_is_refused(make: Callable[..., Checked]) -> None:
     reader, writer = os.pipe()
     assert driver.do(driver.read(reader, 10)) == -errno.EOPNOTSUPP
     assert driver.do(driver.write(writer, b"x")) == -errno.EOPNOTSUPP
+    assert driver.do(Op(lib.FB_READV, reader)) == -errno.EOPNOTSUPP
     assert driver.do(driver.recv(reader, 10)) == -errno.ENOTSOCK
     os.close(reader)
     os.close(writer)
