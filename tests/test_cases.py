@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # 64 is about multishot operations, which are not used.
-CASES = {*range(1, 86)} - {64}
+CASES = {*range(1, 87)} - {64}
 
 RULES = {
     *(f"A{n}" for n in range(1, 8)),
@@ -22,6 +22,7 @@ RULES = {
     *(f"I{n}" for n in range(1, 7)),
     *(f"J{n}" for n in range(1, 4)),
     "K1",
+    "K3",
     *(f"M{n}" for n in range(1, 5)),
     *(f"N{n}" for n in range(1, 7)),
     "L3",

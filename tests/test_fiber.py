@@ -4,6 +4,7 @@ import contextvars
 import gc
 import os
 import re
+import sys
 import traceback
 import weakref
 from pathlib import Path
@@ -1085,3 +1086,47 @@ def test_b10_children_are_those_of_all_its_open_scopes() -> None:
         assert first.children == []
 
     fibers.run(main, clock="auto")
+
+
+def test_k3_the_handled_exception_is_each_fibers_own() -> None:
+    found: list[object] = []
+
+    def look() -> None:
+        found.append(sys.exc_info()[1])
+
+    def main() -> None:
+        boom = Boom()
+        try:
+            fail(boom)
+        except Boom:
+            fibers.spawn(look).join()
+            found.append(sys.exc_info()[1])
+        assert found == [None, boom]
+        assert sys.exc_info()[1] is None
+
+    fibers.run(main)
+
+
+def test_case_86_a_destructor_that_blocks_in_a_cancelled_scope_or_at_the_end_does_not_hang() -> None:
+    """What it raises is reported as for any destructor; nobody waits for it."""
+    ends: list[str] = []
+
+    class Slow:
+        def __del__(self) -> None:
+            try:
+                fibers.sleep(0.01)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it came at once
+                ends.append(type(error).__name__)
+
+    def child() -> object:
+        return Slow()
+
+    def main() -> None:
+        with fibers.move_on_after(0):
+            thing = Slow()
+            del thing
+        fibers.spawn(child)
+
+    fibers.run(main, clock="auto")
+    assert ends[0] == "Cancelled"
+    assert len(ends) <= 2
