@@ -231,6 +231,13 @@ static int launch(struct uring *u, struct fb_op *op)
     return 1;
 }
 
+/* At once, or behind those that starve already: they asked first. */
+static void start(struct uring *u, struct fb_op *op)
+{
+    if ((op->code == FB_RECV && u->starved.head) || !launch(u, op))
+        queue_waiting(u, op);
+}
+
 /* Interests: a multishot poll, edge-triggered, that says when to call recv(2).
  *
  * Facts: a one-shot receive costs an SQE each time, and a buffer. A multishot receive costs neither, but reads ahead:
@@ -375,9 +382,7 @@ static void uring_submit(struct fb_driver *d, struct fb_op *op)
         submit_to_interest(u, interest_of(op), op);
         return;
     }
-    /* Behind those that starve already: they asked first. */
-    if ((op->code == FB_RECV && u->starved.head) || !launch(u, op))
-        queue_waiting(u, op);
+    start(u, op);
 }
 
 static int32_t sent(const struct fb_op *op) { return op->moved > INT32_MAX ? INT32_MAX : (int32_t)op->moved; }
@@ -503,6 +508,11 @@ static void arm_wake(struct uring *u)
     u->wake_op.state = FB_FLYING;
 }
 
+/* A completion that arrives as a signal (no DEFER_TASKRUN), or the cancel of what a worker thread did before, interrupts
+ * an op that has nothing to do with it: it did nothing and begins anew. Not so connect(2) and close(2), which go on by
+ * themselves (POSIX). */
+static int begins_anew(const struct fb_op *op) { return op->code != FB_CONNECT && op->code != FB_CLOSE; }
+
 static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe *cqe)
 {
     int32_t res = cqe->res;
@@ -522,12 +532,15 @@ static void finish(struct uring *u, struct fb_op *op, const struct io_uring_cqe 
     }
     if (res == -EINTR && op->cancelling)
         res = -ECANCELED; /* how a cancel ends an op that runs in a worker thread (io_uring_prep_cancel(3)) */
+    if (res == -EINTR && begins_anew(op) && !u->closing) {
+        start(u, op);
+        return;
+    }
     if (op->code == FB_SENDALL) {
         if (res > 0)
             op->moved += (uint64_t)res;
         if (res > 0 && op->moved < op->len && !op->cancelling && !u->closing) {
-            if (!launch(u, op))
-                queue_waiting(u, op);
+            start(u, op);
             return;
         }
         if (op->moved)

@@ -460,6 +460,23 @@ def test_a_terminal_is_read_and_written(driver: Checked) -> None:
     os.close(theirs)
 
 
+def test_a_write_that_the_wake_up_of_another_op_interrupts_is_done_all_the_same(driver: Checked) -> None:
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    for _ in range(20):
+        reader, writer = os.pipe()
+        woken = waits(driver, driver.read(reader, 1))
+        wakes, written = driver.write(writer, b"!"), driver.write(theirs, b"answer")
+        driver.start(wakes, written)
+        driver.wait(woken, wakes, written)
+        assert (woken.value, wakes.res, written.res) == (b"!", 1, 6)
+        assert os.read(ours, 100) == b"answer"
+        os.close(reader)
+        os.close(writer)
+    os.close(ours)
+    os.close(theirs)
+
+
 @pytest.mark.skipif(not hasattr(os, "eventfd"), reason="Linux, Python 3.10 or newer")
 def test_an_eventfd_is_read_when_it_is_signalled(driver: Checked) -> None:
     fd = os.eventfd(0)
