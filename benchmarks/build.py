@@ -21,7 +21,8 @@ __all__ = ["c_program", "go_program", "rust_program"]
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
-LIBRARIES = {"echo_uring": ["-luring"]}
+LIBRARIES = {"echo_uring": ["-luring"], "tls_load": ["-lssl", "-lcrypto"]}
+HEADERS = {"-luring": ("liburing.h", "liburing-dev"), "-lssl": ("openssl/ssl.h", "libssl-dev")}
 C_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
 
 
@@ -31,8 +32,9 @@ def c_program(name: str) -> Path:
     if not is_current(program, (HERE / "c").iterdir()):
         compiler = tool("cc", "apt-get install gcc")
         libraries = LIBRARIES.get(name, [])
-        if "-luring" in libraries and not has_header(compiler, "liburing.h"):
-            raise Missing("liburing.h not found: apt-get install liburing-dev")
+        for header, package in (HEADERS[library] for library in libraries if library in HEADERS):
+            if not has_header(compiler, header):
+                raise Missing(f"{header} not found: apt-get install {package}")
         make(program, [compiler, *C_FLAGS, "-o", f"{program}.new", str(source), *libraries])
         Path(f"{program}.new").rename(program)
     return program

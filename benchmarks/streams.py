@@ -1,7 +1,6 @@
 """The benchmarks of TLS and of a proxy: CPU time of one server process per request, small and in bulk.
 
-Rules 1, 2 and 4 of the echo benchmark hold here, too. The load generator of TLS is a Python program; a proxy's backend
-is the C echo server, on the load generator's core.
+The rules of the echo benchmark hold here, too. A proxy's backend is the C echo server, on the load generator's core.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> list[Re
     """Run one of the benchmarks; return its results."""
     kind: str = args.subcommand
     spinner = str(build.c_program("spinner"))
-    load = [sys.executable, "-m", "benchmarks.tls_load"] if kind == "tls" else [str(build.c_program("echo_load"))]
+    load = [str(build.c_program("tls_load" if kind == "tls" else "echo_load"))]
     files = certificate() if kind == "tls" else []
 
     def prepare(name: str) -> list[str]:

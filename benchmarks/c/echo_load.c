@@ -1,6 +1,7 @@
 /* Load generator: N connections, each sending a message and waiting for its echo, over and over.
  *
  * Usage: echo_load HOST PORT [--connections N] [--size B] [--warmup S] [--secs S] [--wait S] [--pid PID]
+ * tls_load is the same program, compiled with TLS defined: it speaks TLS, and checks no certificate.
  *
  * Rule 1: every byte that comes back is compared with what was sent.
  * Rule 2: measuring starts when every connection has had one echo and the warm-up is over; no more than
@@ -20,6 +21,9 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/ssl.h>
+#endif
 
 enum { WINDOW = 64, EVENTS = 512, CHUNK = 65536, SUB_BITS = 6, BUCKETS = 64 << SUB_BITS, PATTERNS = 251 };
 enum state { CONNECTING, FIRST, READY, RUNNING, LOST };
@@ -29,6 +33,9 @@ struct connection {
     enum state state;
     size_t sent, got;
     int64_t started;
+#ifdef TLS
+    SSL *tls;
+#endif
 };
 
 static const char *host = "127.0.0.1", *port;
@@ -96,6 +103,72 @@ static double percentile_us(double share)
     return 0;
 }
 
+/* How bytes are sent and received: as send(2) and recv(2) do. */
+#ifdef TLS
+static ssize_t failed(const struct connection *connection, int result)
+{
+    int why = SSL_get_error(connection->tls, result);
+    if (why == SSL_ERROR_ZERO_RETURN)
+        return 0;
+    errno = why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+    return -1;
+}
+
+static ssize_t give(const struct connection *connection, const char *data, size_t n)
+{
+    int result = SSL_write(connection->tls, data, (int)n);
+    return result > 0 ? result : failed(connection, result);
+}
+
+static ssize_t take(const struct connection *connection, char *buffer, size_t n)
+{
+    int result = SSL_read(connection->tls, buffer, (int)n);
+    return result > 0 ? result : failed(connection, result);
+}
+
+/* The handshake is done within the first write, or the read that follows. */
+static void secure(struct connection *connection)
+{
+    static SSL_CTX *context;
+    if (!context && (context = SSL_CTX_new(TLS_client_method()))) {
+        SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        SSL_CTX_set_read_ahead(context, 1);
+        SSL_CTX_set_default_read_buffer_len(context, CHUNK);
+    }
+    connection->tls = context ? SSL_new(context) : NULL;
+    if (!connection->tls || !SSL_set_fd(connection->tls, connection->fd))
+        die("TLS", ENOMEM);
+    SSL_set_connect_state(connection->tls);
+}
+
+static bool emptied(ssize_t n, size_t asked)
+{
+    (void)n;
+    (void)asked;
+    return false; /* there may be another record */
+}
+#else
+static ssize_t give(const struct connection *connection, const char *data, size_t n)
+{
+    return send(connection->fd, data, n, MSG_NOSIGNAL);
+}
+
+static ssize_t take(const struct connection *connection, char *buffer, size_t n)
+{
+    return recv(connection->fd, buffer, n, 0);
+}
+
+static void secure(struct connection *connection)
+{
+    (void)connection;
+}
+
+static bool emptied(ssize_t n, size_t asked)
+{
+    return (size_t)n < asked; /* new data brings a new edge */
+}
+#endif
+
 static void lose(struct connection *connection)
 {
     errors++;
@@ -117,7 +190,7 @@ static const char *message(const struct connection *connection)
 static void send_rest(struct connection *connection)
 {
     while (connection->sent < size) {
-        ssize_t n = send(connection->fd, message(connection) + connection->sent, size - connection->sent, MSG_NOSIGNAL);
+        ssize_t n = give(connection, message(connection) + connection->sent, size - connection->sent);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n < 0) {
@@ -155,7 +228,7 @@ static void receive(struct connection *connection)
 {
     static char buffer[CHUNK];
     while (connection->state != LOST) {
-        ssize_t n = recv(connection->fd, buffer, sizeof buffer, 0);
+        ssize_t n = take(connection, buffer, sizeof buffer);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n <= 0 || connection->got + (size_t)n > connection->sent || connection->state == READY ||
@@ -166,8 +239,8 @@ static void receive(struct connection *connection)
         connection->got += (size_t)n;
         if (connection->got == size)
             answered(connection);
-        if ((size_t)n < sizeof buffer)
-            return; /* emptied: new data brings a new edge */
+        if (emptied(n, sizeof buffer))
+            return;
     }
 }
 
@@ -224,6 +297,7 @@ static bool connected(struct connection *connection)
         return false;
     }
     connection->state = FIRST;
+    secure(connection);
     send_next(connection);
     return true;
 }
@@ -250,6 +324,10 @@ static bool step(int timeout_ms)
             send_rest(connection);
         if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
             receive(connection);
+#ifdef TLS
+        if (connection->state != LOST && connection->sent < size)
+            send_rest(connection); /* the handshake took reads */
+#endif
     }
     return accepted;
 }

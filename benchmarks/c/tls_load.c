@@ -1,0 +1,3 @@
+/* The load generator of the TLS benchmark: echo_load.c over OpenSSL. */
+#define TLS
+#include "echo_load.c"
