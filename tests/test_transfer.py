@@ -198,7 +198,9 @@ def test_a_copy_cancelled_again_and_again_loses_nothing_and_repeats_nothing(sour
     bounded(main, 60)
 
 
-@pytest.mark.parametrize(("source", "destination"), [("tcp", "tcp"), ("memory", "tcp"), ("pipe", "unix")])
+@pytest.mark.parametrize(
+    ("source", "destination"), [("tcp", "tcp"), ("unix", "unix"), ("memory", "tcp"), ("pipe", "unix")]
+)
 def test_what_a_lost_destination_did_not_take_is_still_there(source: str, destination: str) -> None:
     def main() -> None:
         with Line(source, destination) as line:

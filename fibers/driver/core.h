@@ -199,7 +199,7 @@ static inline void fb_prepare(struct fb_op *op, int code, int fd)
 }
 
 /* 1: the op is done, and its res says how; it stayed its owner's. 0: submit it, and change nothing about it: a SENDALL
- * may have sent a part. The data of an FB_RECV is good until the next attempt. */
+ * may have sent a part. The data of an FB_RECV is good until the next attempt of one. */
 int fb_attempt(struct fb_driver *d, struct fb_op *op);
 /* The verbs. */
 void fb_submit(struct fb_driver *d, struct fb_op *op);

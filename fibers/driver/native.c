@@ -18,7 +18,7 @@
 #include <string.h>
 #include "greenlet/greenlet.h"
 
-enum { PASS_LIMIT = 1024, POOL_LIMIT = 1024, UNPARKED_LIMIT = 128 };
+enum { PASS_LIMIT = 1024, POOL_LIMIT = 1024 };
 
 struct hooks fb_hooks;
 __thread Runtime *fb_runtime;
@@ -538,7 +538,7 @@ int fb_perform(Fiber *f, struct file *file, int64_t timeout_ns)
     int r;
     op->file = file ? &file->kept : NULL;
     /* Not for ever: a fiber whose operations never block parks after so many, and the others run (rule F8). */
-    if (f->runtime->unparked < UNPARKED_LIMIT && fb_attempt(f->runtime->driver, op)) {
+    if (f->runtime->unparked < FB_UNPARKED_LIMIT && fb_attempt(f->runtime->driver, op)) {
         f->runtime->unparked++;
         return 0;
     }

@@ -175,6 +175,9 @@ struct file {
 
 extern __thread Runtime *fb_runtime;
 
+/* So many operations that do not wait may a fiber do before it parks, and the others run (semantics.md F8). */
+enum { FB_UNPARKED_LIMIT = 128 };
+
 /* The fiber that runs here, or NULL with RuntimeError. */
 Fiber *fb_here(const char *what);
 /* The file record of a File; NULL if it is none. */

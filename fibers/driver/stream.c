@@ -36,7 +36,7 @@ typedef struct {
     char peer[28];            /* a struct sockaddr_in or sockaddr_in6 */
 } Stream;
 
-static PyTypeObject FileType;
+static PyTypeObject FileType, StreamType;
 
 static PyObject *closed_error(void)
 {
@@ -86,6 +86,17 @@ struct file *fb_file(PyObject *o) { return PyObject_TypeCheck(o, &FileType) ? &(
 static Py_ssize_t buffered_size(Stream *s) { return s->buffered ? PyByteArray_GET_SIZE(s->buffered) : 0; }
 
 static int drain_buffered(Stream *s, Py_ssize_t n) { return PySequence_DelSlice(s->buffered, 0, n); }
+
+static PyObject *take_buffered(Stream *s, Py_ssize_t n)
+{
+    PyObject *bytes;
+    if (n > buffered_size(s))
+        n = buffered_size(s);
+    bytes = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(s->buffered), n);
+    if (bytes && drain_buffered(s, n) < 0)
+        Py_CLEAR(bytes);
+    return bytes;
+}
 
 /* The interest may be that of a run which has ended, or of another thread's, which goes on without us. */
 static void drop_interest(Stream *s)
@@ -175,7 +186,6 @@ static PyObject *receive(Stream *s, Fiber *f, Py_ssize_t n)
 static PyObject *stream_recv(Stream *s, PyObject *arg)
 {
     Py_ssize_t n = PyLong_AsSsize_t(arg);
-    PyObject *bytes;
     Fiber *f;
     if (n == -1 && PyErr_Occurred())
         return NULL;
@@ -185,15 +195,7 @@ static PyObject *stream_recv(Stream *s, PyObject *arg)
         return NULL;
     if (n == 0)
         return PyBytes_FromStringAndSize(NULL, 0);
-    if (buffered_size(s)) {
-        if (n > buffered_size(s))
-            n = buffered_size(s);
-        bytes = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(s->buffered), n);
-        if (bytes && drain_buffered(s, n) < 0)
-            Py_CLEAR(bytes);
-        return bytes;
-    }
-    return receive(s, f, n);
+    return buffered_size(s) ? take_buffered(s, n) : receive(s, f, n);
 }
 
 /* _receive(n): from the socket, past what is buffered. */
@@ -524,6 +526,92 @@ out:
     return result;
 }
 
+/* Put back what was received and goes nowhere: the next receive gives it. Keeps the exception that is set. */
+static void put_back(Stream *s, const char *data, Py_ssize_t n)
+{
+    PyObject *type, *value, *traceback;
+    Py_ssize_t before = buffered_size(s);
+    PyErr_Fetch(&type, &value, &traceback);
+    if (!s->buffered)
+        s->buffered = PyByteArray_FromStringAndSize(NULL, 0);
+    if (s->buffered && PyByteArray_Resize(s->buffered, before + n) == 0) {
+        char *place = PyByteArray_AS_STRING(s->buffered);
+        memmove(place + n, place, (size_t)before);
+        memcpy(place, data, (size_t)n);
+        PyErr_Restore(type, value, traceback);
+        return;
+    }
+    Py_XDECREF(type); /* no memory: that is the error now */
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+}
+
+/* How much of it `to` takes at once, or -errno. Whatever is unusual is left to a send: 0. */
+static int32_t pass_on(Fiber *f, Stream *to, void *data, Py_ssize_t n)
+{
+    struct fb_op op;
+    if (to->sender || to->broken || to->file.fd < 0 || f->scope->cancelled || f->runtime->unparked >= FB_UNPARKED_LIMIT ||
+        (to->file.ops && ((Fiber *)to->file.ops->owner)->runtime != f->runtime))
+        return 0;
+    fb_prepare(&op, FB_SEND, to->file.fd);
+    op.file = &to->file.kept;
+    op.data = data;
+    op.len = (uint64_t)n;
+    if (!fb_attempt(f->runtime->driver, &op))
+        return 0;
+    f->runtime->unparked++;
+    return op.res;
+}
+
+/* _relay(to, n) -> (moved, rest): send what is received, up to n bytes at a time, for as long as it can be sent at once.
+ * `rest` is what could not be, or a piece of n bytes: there is more where that came from; b"" at the end. */
+static PyObject *stream_relay(Stream *s, PyObject *const *argv, Py_ssize_t argc)
+{
+    Py_ssize_t n, moved = 0;
+    Stream *to;
+    if (argc != 2 || !PyObject_TypeCheck(argv[0], &StreamType))
+        return PyErr_Format(PyExc_TypeError, "_relay(to: Stream, n)");
+    to = (Stream *)argv[0];
+    n = PyLong_AsSsize_t(argv[1]);
+    if (n <= 0)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "can't relay %zd bytes at a time", n);
+    for (;;) {
+        Fiber *f = begin(s, "recv");
+        int32_t got, sent = 0;
+        if (!f)
+            return NULL;
+        if (buffered_size(s)) {
+            PyObject *buffered = take_buffered(s, n);
+            return buffered ? Py_BuildValue("(nN)", moved, buffered) : NULL;
+        }
+        if (perform_receive(s, f, FB_RECV, NULL, n) < 0) {
+            fb_release(f->runtime->driver, &f->op);
+            return NULL;
+        }
+        got = f->op.res;
+        if (got < 0)
+            return fb_op_error(f);
+        if (got > 0 && got < n)
+            sent = pass_on(f, to, f->op.data, got);
+        if (sent == got && got > 0) {
+            moved += sent;
+            fb_release(f->runtime->driver, &f->op);
+            continue;
+        }
+        if (sent >= 0) {
+            const char *rest = got ? (char *)f->op.data + sent : "";
+            PyObject *result = Py_BuildValue("(ny#)", moved + sent, rest, (Py_ssize_t)(got - sent));
+            fb_release(f->runtime->driver, &f->op);
+            return result;
+        }
+        errno = -sent;
+        PyErr_SetFromErrno(PyExc_OSError);
+        put_back(s, f->op.data, got);
+        fb_release(f->runtime->driver, &f->op);
+        return NULL;
+    }
+}
+
 /* _offer(data) -> how much of it could be sent at once, without a wait and without a turn: 0 is no error. For the last
  * words of a protocol at close. */
 static PyObject *stream_offer(Stream *s, PyObject *arg)
@@ -826,6 +914,7 @@ static PyMethodDef STREAM_METHODS[] = {
     {"shutdown", METHOD(stream_shutdown), METH_O,
      "shutdown($self, how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
     {"_receive", METHOD(stream_receive), METH_O, NULL},
+    {"_relay", METHOD(stream_relay), METH_FASTCALL, NULL},
     {"_offer", METHOD(stream_offer), METH_O, NULL},
     {"_begin_sending", METHOD(stream_begin_sending), METH_NOARGS, NULL},
     {"_end_sending", METHOD(stream_end_sending), METH_O, NULL},

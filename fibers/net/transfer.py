@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import select
 import socket
@@ -50,8 +51,13 @@ def copy(src: Any, dst: Any, *, shutdown: bool = True) -> int:
     with contextlib.ExitStack() as ends:
         ours: tuple[int, int] | None = None
         splices = can_splice(src, dst)
-        while data := src.recv(CHUNK):
-            moved += send_or_put_back(src, dst, data)
+        relay = src._relay if type(src) is type(dst) is Stream else functools.partial(receive, src)
+        while True:
+            passed, data = relay(dst, CHUNK)
+            if not data:
+                moved += passed
+                break
+            moved += passed + send_or_put_back(src, dst, data)
             if splices and len(data) == CHUNK:  # and there is more
                 ours = ours or our_pipe(ends)
                 splices = ours is not None
@@ -64,6 +70,11 @@ def copy(src: Any, dst: Any, *, shutdown: bool = True) -> int:
         else:
             pass_on_the_end(end)
     return moved
+
+
+def receive(src: Any, _dst: Any, n: int) -> tuple[int, bytes]:
+    """Receive, where what is received can't be passed on within the driver: nothing was."""
+    return 0, src.recv(n)
 
 
 def proxy(a: Any, b: Any) -> tuple[int, int]:
