@@ -34,6 +34,8 @@ SOURCES = [
     "objects.c",
     "operate.c",
     "stream.c",
+    "socket.c",
+    "locks.c",
     "watch.c",
     "module.c",
 ]

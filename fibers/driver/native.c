@@ -224,8 +224,8 @@ static void wake_blocked(Runtime *rt)
     int64_t cushion = INT64_MAX, due = INT64_MAX;
     Fiber *f, *next;
     for (f = rt->blocked.head; f; f = f->line_next)
-        if (f->cushion < cushion)
-            cushion = f->cushion;
+        if (f->timer.when < cushion)
+            cushion = f->timer.when;
     if (rt->timers.len)
         due = rt->timers.slots[0].when - fb_clock(rt);
     if (due > 0 && rt->virtual)
@@ -236,7 +236,7 @@ static void wake_blocked(Runtime *rt)
         return;
     for (f = rt->blocked.head; f; f = next) {
         next = f->line_next;
-        if (f->cushion <= cushion)
+        if (f->timer.when <= cushion)
             fb_make_ready(f, WAKE_OK);
     }
 }
@@ -383,7 +383,7 @@ static int park_spurious(Runtime *rt, Fiber *f);
 int fb_park(Fiber *f, int wait)
 {
     Runtime *rt = f->runtime;
-    PyObject *target, *r;
+    PyObject *target, *r, *loop = NULL;
     rt->unparked = 0;
     f->state = FIBER_PARKED;
     f->wait = (uint8_t)wait;
@@ -394,15 +394,21 @@ int fb_park(Fiber *f, int wait)
     if (wait == WAIT_YIELD)
         fb_enqueue(rt, f);
     Py_XSETREF(f->greenlet, (PyObject *)PyGreenlet_GetCurrent());
+    if (__builtin_expect(f->loop, 0))
+        loop = fb_take_loop(f);
     target = choose(rt, f, NULL);
     if (target) {
         r = PyGreenlet_Switch((PyGreenlet *)target, NULL, NULL);
+        if (__builtin_expect(loop != NULL, 0))
+            fb_put_loop(loop);
         if (r && f->state == FIBER_RUNNING)
             Py_DECREF(r);
         else {
             Py_XDECREF(r);
             return park_spurious(rt, f);
         }
+    } else if (loop) {
+        fb_put_loop(loop);
     }
     Py_CLEAR(f->greenlet);
     f->wait = WAIT_NONE;
@@ -801,6 +807,8 @@ static void finish(Runtime *rt, Fiber *f)
     rt->inside++;
     fb_tell(rt, EVENT_END, f);
     fb_scope_close(&f->root);
+    if (f->locals)
+        fb_end_locals(f);
     /* Joiners first, then the scope hears of it: h.result() raises h's own error, not Cancelled (rule B6). */
     while ((joiner = f->joiners.head))
         fb_make_ready(joiner, WAKE_OK);

@@ -60,7 +60,7 @@ struct fiber {
     struct line *line;        /* borrowed: where it waits */
     struct line joiners;
     struct fb_op op;
-    struct fb_timer timer;    /* of the wait in progress */
+    struct fb_timer timer;    /* of the wait in progress; `when`, of wait_blocked: its cushion, in real ns (it is not armed) */
     struct fb_timer grace;    /* armed while it cleans up: when that must end */
     struct carrier *carrier;  /* borrowed: what runs it, from its start to its end */
     PyObject *greenlet;       /* owned: what to switch to; NULL before its first start and while it runs */
@@ -73,18 +73,20 @@ struct fiber {
     PyObject *what;           /* owned: what wait() waits for, in words; NULL in park() */
     PyObject *on;             /* owned: the object that wait() waits on, or what unpark() brought */
     PyObject *watchers;       /* owned list or NULL: whom to tell when it is done */
+    struct fb_slot_of_local *locals; /* owned: its values of each threading.local (locks.c) */
     int64_t since;            /* when it parked, as far as rt->seen knew */
-    int64_t cushion;          /* of wait_blocked: how long, in real ns, all others must have been blocked */
     PyObject *weakrefs;
     uint64_t id;
     uint32_t redelivered;     /* Cancelled raised again in the same cancelled scope */
     uint32_t parks;           /* how often it parked */
     uint8_t state, wait, wake, outcome;
-    uint8_t daemon, observed, propagates, interrupt;
+    uint8_t daemon, observed, propagates;
+    uint8_t interrupt : 1, loop : 1; /* loop: asyncio's running loop is its own, no other fiber may find it (rule L7) */
 };
 
 /* With the collector's header 512 bytes, the most that CPython's own allocator serves: malloc costs a spawn 20 % more. */
 _Static_assert(sizeof(void *) != 8 || sizeof(Fiber) <= 512 - 16, "a Fiber is allocated by malloc");
+enum { UNPARKED_LIMIT = 128 }; /* operations without a wait, then the fiber yields (rule F8) */
 
 enum timer_kind { TIMER_WAIT = 0, TIMER_DEADLINE, TIMER_GRACE };
 
@@ -180,8 +182,11 @@ enum { FB_UNPARKED_LIMIT = 128 };
 
 /* The fiber that runs here, or NULL with RuntimeError. */
 Fiber *fb_here(const char *what);
-/* The file record of a File; NULL if it is none. */
+/* The file record of a File or of a socket.socket; NULL if it is none, or with an exception. */
 struct file *fb_file(PyObject *o);
+struct file *fb_socket_file(PyObject *o);
+/* Where may a patched call block: 0, and the fiber to park, or NULL where the original blocks; -1 where nothing may. */
+int fb_may_block(PyObject *module, Fiber **here);
 /* The entry of a cancel point: 0, or -1 with the exception set. */
 int fb_check(Fiber *f);
 /* May this code park at all? Called before anything is submitted: after submit nothing may fail. */
@@ -214,6 +219,16 @@ int fb_in_grace(Fiber *f);
 void fb_grace_restart(struct scope *s);
 void fb_grace_over(Fiber *f);
 void fb_grace_disarm(Fiber *f);
+
+/* A visible cancellation has reached a wait that holds it back: until when, `patience` ns after it was first delivered. */
+int64_t fb_hear(Fiber *f, int64_t patience);
+
+/* socket.c: asyncio's running loop leaves its slot while the fiber that runs it is parked. NULL: there is none. */
+PyObject *fb_take_loop(Fiber *f);
+void fb_put_loop(PyObject *loop); /* takes the reference */
+
+/* locks.c: the fiber's values of each threading.local go. */
+void fb_end_locals(Fiber *f);
 
 /* native.c for objects.c and tree.c. */
 void fb_interrupt_wait(Fiber *f, int wake);
@@ -250,5 +265,7 @@ int fb_add_objects(PyObject *module);
 int fb_add_operate(PyObject *module);
 int fb_add_stream(PyObject *module);
 int fb_add_watch(PyObject *module);
+int fb_add_socket(PyObject *module);
+int fb_add_locks(PyObject *module);
 
 #endif

@@ -1254,10 +1254,10 @@ static PyObject *m_wait_blocked(PyObject *module, PyObject *cushion)
     Fiber *f;
     int wake;
     (void)module;
-    if (!(f = fb_here("wait_all_blocked")) || fb_duration(cushion, "a cushion", 0, &f->cushion) < 0 ||
+    if (!(f = fb_here("wait_all_blocked")) || fb_duration(cushion, "a cushion", 0, &f->timer.when) < 0 ||
         fb_may_park(f, "wait_all_blocked") < 0 || fb_check(f) < 0)
         return NULL;
-    if (f->cushion < 0)
+    if (f->timer.when < 0)
         return PyErr_Format(PyExc_ValueError, "a cushion must be finite: %R", cushion);
     fb_line_push(&f->runtime->blocked, f);
     wake = fb_park(f, WAIT_BLOCKED);

@@ -21,6 +21,8 @@ static int descriptor(PyObject *o, struct file **file, int *fd)
         *fd = (*file)->fd;
         return 0;
     }
+    if (PyErr_Occurred())
+        return -1;
     number = PyLong_AsLong(o);
     if (number == -1 && PyErr_Occurred())
         return -1;

@@ -79,7 +79,10 @@ static Fiber *begin(Stream *s, const char *what)
     return f;
 }
 
-struct file *fb_file(PyObject *o) { return PyObject_TypeCheck(o, &FileType) ? &((Stream *)o)->file : NULL; }
+struct file *fb_file(PyObject *o)
+{
+    return PyObject_TypeCheck(o, &FileType) ? &((Stream *)o)->file : fb_socket_file(o);
+}
 
 /* Receiving. */
 

@@ -169,6 +169,24 @@ PyObject *fb_make_cancelled(Fiber *f)
     return e;
 }
 
+/* Not before `patience` ns, or the grace if that is longer, after the first delivery: which is now, if it was not before. */
+int64_t fb_hear(Fiber *f, int64_t patience)
+{
+    struct scope *source = source_of(f->scope), *notes;
+    int64_t grace = f->runtime->grace_ns, first;
+    if (!source)
+        return INT64_MAX;
+    notes = notes_on(f, source);
+    if (notes->heard != source->cancel_id) {
+        notes->heard = source->cancel_id;
+        notes->grace_until = later(f->runtime);
+    }
+    first = notes->grace_until - grace;
+    if (grace > patience)
+        patience = grace;
+    return patience > INT64_MAX - first ? INT64_MAX : first + patience;
+}
+
 /* Level-triggered: raised at every cancel point. From the second time on through the scheduler, so that a fiber that
  * swallows it in a loop cannot starve the others (rule D11). */
 void fb_raise_cancelled(Fiber *f)

@@ -16,8 +16,7 @@ import collections
 import copy
 import functools
 import os
-import threading
-from _thread import allocate_lock
+from _thread import _local, allocate_lock, start_new_thread  # the threads', patched or not
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fibers.driver import native
@@ -180,15 +179,26 @@ class Pool:
         return job.outcome()  # type: ignore[no-any-return]
 
 
-class Worker(threading.Thread):
-    """A thread that runs one call after another."""
+class Worker:
+    """A thread that runs one call after another; none of threading's, which monkey.py makes fibers of."""
 
     def __init__(self, job: Job) -> None:
         """Begin with a call."""
-        super().__init__(name="fibers-worker", daemon=True)
         self.job: Job | None = job
         self.turn = allocate_lock()
         self.turn.acquire()
+
+    def start(self) -> None:
+        """Start the thread. RuntimeError if there is no room for one."""
+        start_new_thread(self.work, ())
+
+    def work(self) -> None:
+        """Be the thread."""
+        ALIVE.add(self)
+        try:
+            self.run()
+        finally:
+            ALIVE.discard(self)
 
     def run(self) -> None:
         """Run calls until there are none for a while."""
@@ -216,9 +226,11 @@ class Worker(threading.Thread):
                     self.turn.acquire()
 
 
-LOCAL = threading.local()
+LOCAL = _local()
 RESTING: list[Worker] = []
+ALIVE: set[Worker] = set()
 os.register_at_fork(after_in_child=RESTING.clear)
+os.register_at_fork(after_in_child=ALIVE.clear)
 
 
 def current_job() -> Job | None:
