@@ -19,6 +19,8 @@ The layers, lowest first; imports point downwards only:
     net         sockets in plain blocking style
     process     child processes, and what flows to and from them
     testing     virtual clocks, in-memory streams, order and waits, for tests (import it by name)
+    stdlib      the standard library's blocking calls, as they are in a fiber
+    monkey      puts them in their place, and back (import it by name)
     pytest_plugin  test functions in fibers (found by pytest itself)
 
 What a module does not name in its __all__ is private to the package.

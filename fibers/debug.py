@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from _thread import allocate_lock, get_ident  # the thread's, patched or not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -52,7 +53,7 @@ TRACES: dict[int, native.Trace] = {}  # by thread: what a trace() outside a run 
 @contextlib.contextmanager
 def looked_at(core: Core, number: int | None, *, debug: bool) -> Iterator[None]:
     """Let a run be looked at for its length: by trace(), the dump signal, and in debug mode the stall detector."""
-    recording = TRACES.get(threading.get_ident())
+    recording = TRACES.get(get_ident())
     if recording is not None:
         recording.start(core)
     detector = StallDetector(core) if debug else None
@@ -169,7 +170,7 @@ class DumpSignal:
 
     def __init__(self, number: int | None) -> None:
         """Prepare; None: there is no such signal."""
-        self.number = number if threading.current_thread() is threading.main_thread() else None
+        self.number = number if get_ident() == threading.main_thread().ident else None
         self.before: Any = None
 
     def __enter__(self) -> None:
@@ -200,7 +201,7 @@ class StallDetector:
     def __init__(self, core: Core) -> None:
         """Start looking at a run of this thread."""
         self.core = core
-        self.over = threading.Lock()  # a bare lock: unlike an Event's it is in a known state after a fork
+        self.over = allocate_lock()  # a bare lock: unlike an Event's it is in a known state after a fork
         self.over.acquire()
         core._watch_steps(True)
         self.thread = threading.Thread(target=self.look, name="fibers stall detector", daemon=True)
@@ -251,7 +252,7 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
     thread; until then an event takes 32 bytes. OSError if the file can't be opened, RuntimeError if a trace is on.
     """
     core = native.runtime()
-    thread = threading.get_ident()
+    thread = get_ident()
     if TRACES.get(thread) is not None:
         msg = "can't trace: this thread is being traced already"
         raise RuntimeError(msg)

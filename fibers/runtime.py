@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import collections
 import os
-import threading
 import weakref
+from _thread import get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 from fibers import debug as debugging
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from fibers.driver.workers import Line, Pool
+    from fibers.scope import Background
     from fibers.signals import Signals
     from fibers.testing import Clock
     from fibers.threads import Entry
@@ -39,6 +40,8 @@ __all__ = ["Runtime", "run", "runtime"]
 
 T = TypeVar("T")
 VALUE, FAILED, CANCELLED = 1, 2, 3
+# Who knows of something outside that could wake a run: monkey.py, of threads that could release a patched lock.
+WAKERS: list[Callable[[], bool]] = []
 REAL, AUTO = 0, 1  # enum clock of native.h
 
 
@@ -60,6 +63,7 @@ class Core(native.Runtime):
         self.signals: list[Signals] = []
         self.lines: dict[Pool, Line] = {}
         self.entries: set[Entry] = set()
+        self.background: Background | None = None
 
     def _soon(self, fn: Callable[..., object], *args: object) -> None:
         """Queue a call for the hub. Any thread; signal safe: takes no locks."""
@@ -86,6 +90,8 @@ class Core(native.Runtime):
             return None
         outside = self.world is None  # a simulated world has none
         if outside and ((self.handle is not None and self.handle() is not None) or handles_signals()):
+            return None
+        if any(may() for may in WAKERS):
             return None
         still = ", and the clock stands still until advance() is called" if self.clock is not None else ""
         return DeadlockError(
@@ -212,7 +218,7 @@ def run(
     core.name, core.fallback = made.name, made.fallback
     core.world = world
     core.strict = strict
-    RUNS[core] = threading.get_ident()
+    RUNS[core] = get_ident()
     if clock is not None and not isinstance(clock, str):
         clock._take(core)
     try:

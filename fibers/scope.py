@@ -20,6 +20,7 @@ from fibers.errors import Cancelled, FiberCancelled, make_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from fibers.fiber import Fiber
 
@@ -88,6 +89,15 @@ class Scope(native.Scope):
             inner._close()
             inner = outer
         return tangle
+
+
+if TYPE_CHECKING:
+
+    class Background(Protocol):
+        """The threads of a run, which main's own scope holds (stdlib/thread.py)."""
+
+        def end(self, root: Scope, error: BaseException | None) -> None:
+            """Let them end: main's function has returned or raised."""
 
 
 def drain(scope: Scope, need: int) -> None:
@@ -268,8 +278,14 @@ def settle_fiber(fiber: Fiber[object], value: object, error: BaseException | Non
             inner = outer
         del tangle
     runtime = fiber._runtime
-    if error is None and fiber is runtime._main and runtime._pending:
-        error = runtime._take_pending()
+    if fiber is runtime._main:
+        if runtime.background is not None:
+            try:
+                runtime.background.end(root, error)
+            except BaseException as late:  # noqa: BLE001 - what a wait for threads was ended by
+                error = late
+        if error is None and runtime._pending:
+            error = runtime._take_pending()
     was_cancelled = isinstance(error, Cancelled)
     try:
         outcome = settle_scope(root, error)

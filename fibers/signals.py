@@ -13,6 +13,7 @@ import operator
 import os
 import signal
 import threading
+from _thread import get_ident  # the thread's, patched or not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def signals(*signums: int) -> Signals:
     if not signums:
         raise ValueError("signals needs at least one signal, such as signal.SIGTERM")
     numbers = tuple(dict.fromkeys(named(number) for number in signums))
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         raise RuntimeError(
             "can't take signals in this thread: Python runs signal handlers in the main thread only; "
             "open signals() in a run of the main thread"
@@ -175,6 +176,11 @@ def signals(*signums: int) -> Signals:
     if core is None:
         raise RuntimeError("can't take signals outside fibers.run()")
     return Signals(core, numbers)
+
+
+def in_main_thread() -> bool:
+    """Tell whether this thread is the one that handles signals."""
+    return get_ident() == threading.main_thread().ident
 
 
 def named(number: int) -> int:
@@ -196,7 +202,7 @@ def raise_again(numbers: list[int]) -> None:
 
 def handles_signals() -> bool:
     """Tell whether a Python signal handler could wake the run: the user's, or signals() (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         return False
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
@@ -222,7 +228,7 @@ class Interrupts:
 
     def __enter__(self) -> None:
         """Install, if this is the main thread and the handlers are Python's own."""
-        if threading.current_thread() is not threading.main_thread():
+        if not in_main_thread():
             return
         self.active = True
         ACTIVE.append(self)

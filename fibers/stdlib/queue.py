@@ -1,0 +1,95 @@
+"""The C type SimpleQueue in a fiber: its own methods are replaced, so that every such queue has them.
+
+Rule 1: the items are the C queue's; beside it stand the fibers that wait for one.
+Rule 2: put never waits and takes no lock: a destructor may call it at any moment.
+"""
+
+from __future__ import annotations
+
+import _queue
+import collections
+from typing import TYPE_CHECKING, Any
+
+from fibers.driver import native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["functions"]
+
+Empty = _queue.Empty
+plain_get: Any = _queue.SimpleQueue.get
+plain_put: Any = _queue.SimpleQueue.put
+
+WAITING: dict[int, collections.deque[Any]] = {}  # by the id of a queue, which those who wait keep alive
+
+
+def put(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
+    """put(item): put an item; never waits. The other arguments are for the sake of Queue's signature."""
+    plain_put(self, item, block, timeout)
+    if WAITING:
+        wake(id(self))
+
+
+def wake(queue: int) -> None:
+    """Wake the first who waits."""
+    try:
+        WAITING[queue].popleft().release()
+    except (KeyError, IndexError):
+        return
+
+
+def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
+    """get(block=True, timeout=None): as that of queue.SimpleQueue; parks a fiber."""
+    if not block or not isinstance(timeout, (int, float, type(None))) or not native.in_fiber():
+        return plain_get(self, block, timeout)
+    if timeout is not None and timeout < 0:
+        return plain_get(self, block, timeout)  # which says what is wrong
+    deadline = None if timeout is None else native.now() + timeout
+    while True:
+        try:
+            return plain_get(self, False)
+        except Empty:
+            pass
+        if deadline is not None and deadline <= native.now():
+            raise Empty
+        wait(self, None if deadline is None else deadline - native.now())
+
+
+def wait(queue: Any, seconds: float | None) -> None:
+    """Wait for an item, for so many seconds at most."""
+    waiter = native.allocate_waiter()
+    waiter.acquire()
+    line = WAITING.setdefault(id(queue), collections.deque())
+    line.append(waiter)
+    woken = False
+    try:
+        if queue.empty():
+            waiter.acquire(True, -1 if seconds is None else seconds)
+            woken = True
+    finally:
+        try:
+            line.remove(waiter)
+        except ValueError:
+            if not woken and not queue.empty():
+                wake(id(queue))  # it was our turn, and we do not take it
+        if not line and WAITING.get(id(queue)) is line:
+            del WAITING[id(queue)]
+
+
+def put_nowait(self: Any, item: Any) -> None:
+    """put_nowait(item): put an item."""
+    put(self, item)
+
+
+def functions() -> Iterator[tuple[str, Any]]:
+    """List what is replaced."""
+    yield from (("SimpleQueue.put", put), ("SimpleQueue.put_nowait", put_nowait), ("SimpleQueue.get", get))
+
+
+class SimpleQueue(_queue.SimpleQueue):  # type: ignore[type-arg]
+    """The same for import_patched, which leaves the C type alone."""
+
+    put = put
+    put_nowait = put_nowait
+    get = get
