@@ -80,6 +80,9 @@ soak: $(TEST_ENV)/installed.stamp  ## races, models and simulations at full leng
 	export FIBERS_SOAK=1; $(PYTEST) -s -o faulthandler_timeout=3600 \
 		$(abspath $(shell grep -lwE 'soak|FIBERS_SOAK' tests/test_*.py) tests/driver/test_fuzz.py tests/driver/test_stress.py) $(ARGS)
 
+stdlib: $(VENV)/develop.stamp  ## CPython's own test files, patched and unpatched, side by side (ARGS='test_socket --driver epoll')
+	cd tests && PYTHONPATH=$(CURDIR) $(CURDIR)/$(VENV)/bin/python -m stdlib $(ARGS)
+
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
 

@@ -497,7 +497,7 @@ def test_a_call_parks_its_fiber_only(name: str, tmp_path: Path) -> None:
 
 
 def test_threads_for_files_are_not_those_for_names() -> None:
-    from fibers.net import dns  # noqa: PLC0415 - to compare with
+    from fibers.net import dns
 
     assert call.POOL is not dns.POOL
 
@@ -628,7 +628,7 @@ def test_a_full_device_and_one_that_fails() -> None:
 
 
 def test_without_descriptors_open_fails_cleanly(file: Path) -> None:
-    import resource  # noqa: PLC0415 - only here
+    import resource
 
     def main() -> None:
         fs.stat(file)

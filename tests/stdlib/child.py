@@ -1,0 +1,122 @@
+"""One test file of CPython's, in this process: `python -m stdlib.child test_socket OUT patched|unpatched [TEST]`."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import sys
+import unittest
+from pathlib import Path
+
+from stdlib.disabled import disabled
+
+
+class Result(unittest.TextTestResult):
+    """A result that remembers ids."""
+
+    def ids(self) -> list[str]:
+        """Return the tests that failed."""
+        bad = [test for test, _ in [*self.failures, *self.errors]] + self.unexpectedSuccesses
+        return sorted({short(getattr(test, "test_case", test).id()) for test in bad})
+
+
+def short(name: str) -> str:
+    """Leave the package out."""
+    return name.removeprefix("test.")
+
+
+def tests_of(suite: unittest.TestSuite) -> list[unittest.TestCase]:
+    """Flatten a suite."""
+    found = []
+    for test in suite:
+        found += tests_of(test) if isinstance(test, unittest.TestSuite) else [test]
+    return found
+
+
+def keep_patched() -> None:
+    """Let tests that import a C module anew, as its own copy, have the one that is patched."""
+    from test.support import import_helper
+
+    fresh = import_helper.import_fresh_module
+
+    def import_fresh_module(name: str, fresh_names: tuple[str, ...] = (), *args: object, **kwargs: object) -> object:
+        names = kwargs.pop("fresh", fresh_names)
+        if any(
+            importlib.import_module(each).__spec__.origin in (None, "built-in") or each == "_queue" for each in names
+        ):
+            return importlib.import_module(name)
+        return fresh(name, names, *args, **kwargs)
+
+    import_helper.import_fresh_module = import_fresh_module
+
+
+def run(name: str, out: Path, only: list[str], operations: object) -> int:
+    """Run the tests of a file; write what happened."""
+    from test import support
+
+    support.use_resources = ["network"]
+    if operations is not None:
+        keep_patched()
+    off = disabled()
+    wanted = f"test.{name}" + "".join(f".{test}" for test in only)
+    suite = unittest.TestSuite()
+    for test in tests_of(unittest.defaultTestLoader.loadTestsFromName(wanted)):
+        if short(test.id()) not in off or only:
+            suite.addTest(test)
+    runner = unittest.TextTestRunner(resultclass=Result, verbosity=2, stream=sys.stderr)
+    result = runner.run(suite)
+    out.write_text(
+        json.dumps(
+            {
+                "ran": result.testsRun - len(result.skipped),
+                "skipped": len(result.skipped),
+                "bad": result.ids(),
+                "operations": operations() if operations is not None else 0,
+            }
+        )
+    )
+    return 0 if result.wasSuccessful() else 1
+
+
+def main() -> None:
+    """Run it as it was asked for."""
+    name, out, how, *only = sys.argv[1:]
+    sys.argv[1:] = []
+    faulthandler.dump_traceback_later(380)
+    if how == "unpatched":
+        status = run(name, Path(out), only, None)
+    else:
+        import threading
+
+        import fibers
+        from fibers import monkey
+
+        monkey.patch_all()
+        watch(fibers, monkey.original("_thread", "start_new_thread"), monkey.original("time", "sleep"))
+        handle = []
+
+        def inside() -> int:
+            handle.append(fibers.runtime())
+            return run(name, Path(out), only, lambda: handle[0].stats()["operations"] + handle[0].stats()["switches"])
+
+        status = fibers.run(inside)
+        assert threading.main_thread().is_alive()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def watch(fibers: object, start: object, sleep: object) -> None:
+    """Print what every fiber waits for, shortly before the time is over."""
+
+    def dump() -> None:
+        sleep(float(os.environ.get("STDLIB_DUMP", "370")))
+        fibers.dump()
+
+    start(dump, ())
+
+
+if __name__ == "__main__":
+    main()
