@@ -287,9 +287,10 @@ plain_count = _thread._count
 
 
 def _count() -> int:
-    """_count() -> the number of threads that were started and run: as _thread's; those of the run are among them."""
+    """_count() -> the number of threads that were started and run: as _thread's; the run's count, our workers do not."""
     core = native.runtime()
-    return plain_count() + (len(core.background.threads) if core is not None and core.background is not None else 0)
+    others = plain_count() - len(ALIVE)
+    return others + (len(core.background.threads) if core is not None and core.background is not None else 0)
 
 
 plain_dummy_init: Any = threading._DummyThread.__init__

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stdlib.disabled import FILES, disabled
 
-LIMIT = 420  # seconds a file may take
+LIMIT = 240  # seconds a file may take; test_socket takes a minute, test_subprocess almost two
 
 
 def run_file(name: str, *, patched: bool, only: list[str], driver: str | None) -> dict[str, object]:
@@ -26,7 +26,11 @@ def run_file(name: str, *, patched: bool, only: list[str], driver: str | None) -
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-m", "stdlib.child", name, str(out), "patched" if patched else "unpatched", *only]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[:1], os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*sys.path[:1], os.environ.get("PYTHONPATH", "")]),
+            "STDLIB_DUMP": str(LIMIT - 20),
+        }
         if driver:
             environment["FIBERS_DRIVER"] = driver
         began = time.monotonic()
@@ -45,7 +49,8 @@ def run_file(name: str, *, patched: bool, only: list[str], driver: str | None) -
             output, status = done.stdout + done.stderr, done.returncode
         except subprocess.TimeoutExpired as late:
             output = b"".join(part for part in (late.stdout, late.stderr) if part).decode(errors="replace")
-            status = "no end"
+            now = out.with_suffix(".now")
+            status = f"no end, in {now.read_text() if now.exists() else 'no test'}"
         found = json.loads(out.read_text()) if out.exists() else {}
         return {
             "ran": 0,

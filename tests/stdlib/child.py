@@ -12,9 +12,18 @@ from pathlib import Path
 
 from stdlib.disabled import disabled
 
+LATE = float(os.environ.get("STDLIB_DUMP", "200"))  # seconds until every fiber's and thread's stack is printed
+
 
 class Result(unittest.TextTestResult):
-    """A result that remembers ids."""
+    """A result that remembers ids, and in a file the test that runs, in case it has no end."""
+
+    now: Path
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        """Note it."""
+        self.now.write_text(test.id())
+        super().startTest(test)
 
     def ids(self) -> list[str]:
         """Return the tests that failed."""
@@ -65,6 +74,7 @@ def run(name: str, out: Path, only: list[str], operations: object) -> int:
     for test in tests_of(unittest.defaultTestLoader.loadTestsFromName(wanted)):
         if short(test.id()) not in off or only:
             suite.addTest(test)
+    Result.now = out.with_suffix(".now")
     runner = unittest.TextTestRunner(resultclass=Result, verbosity=2, stream=sys.stderr)
     result = runner.run(suite)
     out.write_text(
@@ -84,7 +94,7 @@ def main() -> None:
     """Run it as it was asked for."""
     name, out, how, *only = sys.argv[1:]
     sys.argv[1:] = []
-    faulthandler.dump_traceback_later(380)
+    faulthandler.dump_traceback_later(LATE + 10)
     if how == "unpatched":
         status = run(name, Path(out), only, None)
     else:
@@ -112,7 +122,7 @@ def watch(fibers: object, start: object, sleep: object) -> None:
     """Print what every fiber waits for, shortly before the time is over."""
 
     def dump() -> None:
-        sleep(float(os.environ.get("STDLIB_DUMP", "370")))
+        sleep(LATE)
         fibers.dump()
 
     start(dump, ())
