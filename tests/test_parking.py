@@ -22,7 +22,7 @@ from helpers import raised
 from test_tidy import CALLABLES, CANCEL_POINT, NEVER, PARKS
 
 import fibers
-from fibers import fs, net, process, testing
+from fibers import fs, monkey, net, process, testing
 
 Call = Callable[[], object]
 Setup = Callable[[], Call]
@@ -772,6 +772,20 @@ AT_ONCE["fibers.testing.Faults.all"] = plain(testing.Faults.all)
 AT_ONCE["fibers.testing.Faults.none"] = plain(testing.Faults.none)
 AT_ONCE["fibers.testing.simulate"] = plain(testing.simulate)  # what it says inside a run
 WAITS["fibers.testing.Simulation.restart"] = SIMULATED["a restart that waits"] = crashed
+
+
+def patched(function: Callable[[], None]) -> Setup:
+    """Patch, and undo it at once."""
+    return lambda: lambda: (function(), monkey.undo())
+
+
+for name in monkey.__all__:
+    if name.startswith("patch_"):
+        AT_ONCE[f"fibers.monkey.{name}"] = patched(getattr(monkey, name))
+AT_ONCE["fibers.monkey.import_patched"] = plain(monkey.import_patched, "queue")
+AT_ONCE["fibers.monkey.is_patched"] = plain(monkey.is_patched, "time")
+AT_ONCE["fibers.monkey.original"] = plain(monkey.original, "time", "sleep")
+AT_ONCE["fibers.monkey.undo"] = plain(monkey.undo)
 
 
 # Files: every call gets a folder of its own with a file, a link to it and a folder in it.

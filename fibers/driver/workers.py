@@ -106,6 +106,7 @@ class Job:
     def resume(self) -> None:
         """Resume who waits; without anybody the outcome is dropped."""
         self.line.shared.pop(self.key, None)
+        self.key = None
         if not self.waiters:
             self.error = None
         self.shared = len(self.waiters) > 1
@@ -208,10 +209,13 @@ class Worker:
             self.job = None
             assert job is not None
             LOCAL.job = job
+            call = job.call
+            del job.call  # and what it holds, before the fiber goes on
             try:
-                job.value = job.call()
+                job.value = call()
             except BaseException as error:  # noqa: BLE001 - the fiber's to see, whatever it is
                 job.error = error
+            del call
             LOCAL.job = None
             if os.getpid() != process:
                 return  # the call has forked, and the child has no run to tell

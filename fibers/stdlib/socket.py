@@ -34,6 +34,7 @@ CHUNK = 1 << 16
 Base = _socket.socket
 GiveUp: type[Exception] = socket._GiveupOnSendfile
 plain_getaddrinfo = socket.getaddrinfo
+plain_close = _socket.close
 POOL = Pool(16)
 
 
@@ -58,15 +59,16 @@ class Patience:
         native.operate(native.POLL, self.sock, None, self.event, -1, self.left())
 
 
-def ready(sock: Any, event: int, call: Callable[[Any], Any]) -> Any:
-    """Call on the bare socket until that need not wait."""
+def ready(sock: Any, event: int, flags: int, call: Callable[[Any, int], Any]) -> Any:
+    """Call on the bare socket, with the flags, until that need not wait; once if they say so."""
     patience: Patience | None = None
     native.turn("socket")
     while True:
         try:
-            return call(native.bare(sock))
+            return call(native.bare(sock), flags | DONTWAIT)
         except BlockingIOError:
-            pass
+            if flags & DONTWAIT and sock.gettimeout() is None:
+                raise
         if patience is None:
             patience = Patience(sock, event)
         patience.wait()
@@ -89,9 +91,7 @@ def recv(sock: Any, bufsize: int, flags: int = 0) -> bytes:
             if sock.type != socket.SOCK_STREAM:
                 break
         return bytes(got)
-    if flags & DONTWAIT:
-        return native.bare(sock).recv(bufsize, flags)
-    return ready(sock, IN, lambda bare: bare.recv(bufsize, flags | DONTWAIT))
+    return ready(sock, IN, flags, lambda bare, flags: bare.recv(bufsize, flags))
 
 
 def recv_into(sock: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -101,16 +101,12 @@ def recv_into(sock: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
             data = recv(sock, nbytes or len(view), flags)
             view[: len(data)] = data
             return len(data)
-    if flags & DONTWAIT:
-        return native.bare(sock).recv_into(buffer, nbytes, flags)
-    return ready(sock, IN, lambda bare: bare.recv_into(buffer, nbytes, flags | DONTWAIT))
+    return ready(sock, IN, flags, lambda bare, flags: bare.recv_into(buffer, nbytes, flags))
 
 
 def send(sock: Any, data: Any, flags: int = 0) -> int:
     """Send with flags."""
-    if flags & DONTWAIT:
-        return native.bare(sock).send(data, flags)
-    return ready(sock, OUT, lambda bare: bare.send(data, flags | DONTWAIT))
+    return ready(sock, OUT, flags, lambda bare, flags: bare.send(data, flags))
 
 
 def sendall(sock: Any, data: Any, flags: int = 0) -> None:
@@ -162,21 +158,21 @@ def recvfrom(self: Any, bufsize: int, flags: int = 0, /) -> Any:
     """recvfrom(bufsize[, flags]) -> (data, address): as socket.socket.recvfrom; parks a fiber."""
     if not native.waits(self):
         return Base.recvfrom(self, bufsize, flags)
-    return ready(self, IN, lambda bare: bare.recvfrom(bufsize, flags | DONTWAIT))
+    return ready(self, IN, flags, lambda bare, flags: bare.recvfrom(bufsize, flags))
 
 
 def recvfrom_into(self: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
     """recvfrom_into(buffer[, nbytes[, flags]]): as socket.socket.recvfrom_into; parks a fiber."""
     if not native.waits(self):
         return Base.recvfrom_into(self, buffer, nbytes, flags)
-    return ready(self, IN, lambda bare: bare.recvfrom_into(buffer, nbytes, flags | DONTWAIT))
+    return ready(self, IN, flags, lambda bare, flags: bare.recvfrom_into(buffer, nbytes, flags))
 
 
 def recvmsg(self: Any, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
     """recvmsg(bufsize[, ancbufsize[, flags]]): as socket.socket.recvmsg; parks a fiber."""
     if not native.waits(self):
         return Base.recvmsg(self, bufsize, ancbufsize, flags)
-    return ready(self, IN, lambda bare: bare.recvmsg(bufsize, ancbufsize, flags | DONTWAIT))
+    return ready(self, IN, flags, lambda bare, flags: bare.recvmsg(bufsize, ancbufsize, flags))
 
 
 def recvmsg_into(self: Any, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
@@ -184,7 +180,7 @@ def recvmsg_into(self: Any, buffers: Any, ancbufsize: int = 0, flags: int = 0, /
     if not native.waits(self):
         return Base.recvmsg_into(self, buffers, ancbufsize, flags)
     buffers = list(buffers)
-    return ready(self, IN, lambda bare: bare.recvmsg_into(buffers, ancbufsize, flags | DONTWAIT))
+    return ready(self, IN, flags, lambda bare, flags: bare.recvmsg_into(buffers, ancbufsize, flags))
 
 
 def sendto(self: Any, *args: Any) -> int:
@@ -193,7 +189,7 @@ def sendto(self: Any, *args: Any) -> int:
         return Base.sendto(self, *args)
     flags = args[1] if len(args) == 3 else 0
     where = resolve(self, args[-1])
-    return ready(self, OUT, lambda bare: bare.sendto(args[0], flags | DONTWAIT, where))
+    return ready(self, OUT, flags, lambda bare, flags: bare.sendto(args[0], flags, where))
 
 
 def sendmsg(self: Any, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
@@ -202,7 +198,7 @@ def sendmsg(self: Any, buffers: Any, ancdata: Any = (), flags: int = 0, address:
     if not native.waits(self):
         return Base.sendmsg(self, buffers, ancdata, flags, *rest)
     buffers, ancdata = list(buffers), list(ancdata)
-    return ready(self, OUT, lambda bare: bare.sendmsg(buffers, ancdata, flags | DONTWAIT, *rest))
+    return ready(self, OUT, flags, lambda bare, flags: bare.sendmsg(buffers, ancdata, flags, *rest))
 
 
 def sendmsg_afalg(self: Any, *args: Any, **kwargs: Any) -> int:
@@ -210,8 +206,7 @@ def sendmsg_afalg(self: Any, *args: Any, **kwargs: Any) -> int:
     original = Base.sendmsg_afalg
     if not native.waits(self):
         return original(self, *args, **kwargs)
-    kwargs["flags"] = kwargs.get("flags", 0) | DONTWAIT
-    return ready(self, OUT, lambda bare: original(bare, *args, **kwargs))
+    return ready(self, OUT, kwargs.pop("flags", 0), lambda bare, flags: original(bare, *args, **kwargs, flags=flags))
 
 
 # Connecting.
@@ -392,7 +387,7 @@ def getaddrinfo(
 def close(fd: int) -> None:
     """close(fd): close a socket file descriptor; who waits on it gets EBADF."""
     native.leave(fd)
-    _socket.close(fd)
+    plain_close(fd)
 
 
 @functools.cache

@@ -287,7 +287,7 @@ plain_count = _thread._count
 
 
 def _count() -> int:
-    """_count() -> the number of threads that were started and run: as _thread's; the run's count, our workers do not."""
+    """_count() -> the number of threads that were started and run: as _thread's; the run's count, too."""
     core = native.runtime()
     others = plain_count() - len(ALIVE)
     return others + (len(core.background.threads) if core is not None and core.background is not None else 0)

@@ -20,7 +20,7 @@ class Result(unittest.TextTestResult):
 
     now: Path
 
-    def startTest(self, test: unittest.TestCase) -> None:
+    def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802 - unittest's
         """Note it."""
         self.now.write_text(test.id())
         super().startTest(test)

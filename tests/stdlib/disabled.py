@@ -42,6 +42,14 @@ DISABLED: dict[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
         "raises in a thread by its identity from C, which knows no fibers",
         *ALWAYS,
     ),
+    "test_socket.GeneralModuleTests.testRefCountGetNameInfo": (
+        "counts the references to an argument while the traceback of a TypeError holds the frame of our function",
+        *ALWAYS,
+    ),
+    "test_socket.ThreadedVSOCKSocketStreamTest.testStream": (
+        "fails or waits for ever unpatched, too, in a guest whose vsock does not lead to itself",
+        *ALWAYS,
+    ),
     "test_signal.StressTest.test_stress_modifying_handlers": (
         "a thread sends signals without a wait until another one stops it: fibers are not preempted",
         *ALWAYS,
