@@ -351,6 +351,7 @@ def apply(table: list[Patch]) -> None:
             fresh.setdefault(id(before), (before, row))
     for row in rows:
         owner, name = locate(row.patch)
+        introduce(row.patch)
         assign(owner, name, row.patch.replacement)
         APPLIED[row.patch.module, row.patch.name] = row
     for where, place, value in references(fresh):
@@ -359,6 +360,13 @@ def apply(table: list[Patch]) -> None:
         row = fresh[id(value)][1]
         put(where, place, row.patch.replacement)
         row.found.append((where, place))
+
+
+def introduce(patch: Patch) -> None:
+    """Let a function say where it is found, for pickle, which may take it to an unpatched process, and to pydoc."""
+    function = patch.replacement
+    if isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] == "fibers":
+        function.__module__, function.__qualname__ = patch.module, patch.name
 
 
 def locate(patch: Patch) -> tuple[Any, str]:

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import gc
 import os
+import pickle
 import queue
 import select
 import selectors
@@ -978,6 +979,13 @@ def test_late_patching_in_a_run_reaches_what_is_there() -> None:
 
     with a, b:
         bounded(main)
+
+
+def test_functions_are_pickled_as_what_they_stand_for() -> None:
+    for function in (time.sleep, socket.getaddrinfo, signal.sigwait, os.read, _thread.start_new_thread):
+        data = pickle.dumps(function)
+        assert b"fibers" not in data
+        assert pickle.loads(data) is function
 
 
 def test_the_table_names_what_exists() -> None:
