@@ -34,7 +34,7 @@ PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TE
 # tests/driver makes its own drivers, all of them: once is enough.
 DRIVER_TESTS = $(filter tests/driver%,$(TESTS))
 
-.PHONY: help demo test forbidden lint types bench table build soak mutants sanitize develop packages clean
+.PHONY: help demo test installed forbidden lint types bench table build soak mutants sanitize develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -52,6 +52,8 @@ test: $(TEST_ENV)/installed.stamp  ## set up, build the sdist, install it, run t
 		$(if $(DRIVER_TESTS),break,more=--ignore=$(CURDIR)/tests/driver); \
 	done; \
 	[ -z "$$failed" ] || { echo "tests failed on:$$failed"; exit 1; }
+
+installed: $(TEST_ENV)/installed.stamp  ## what test sets up
 
 forbidden: $(TEST_ENV)/installed.stamp  ## the tests with io_uring forbidden, as in a container, and nobody choosing a driver
 	mkdir -p build/run && cd build/run && $(abspath $(TEST_ENV))/bin/python $(CURDIR)/tests/forbid_uring.py EPERM \
@@ -98,7 +100,7 @@ clean:  ## remove everything that make made
 
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
-	@.ci/packages $(PYTHON) $(if $(filter test soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
+	@.ci/packages $(PYTHON) $(if $(filter test installed soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
 		$(if $(filter soak,$(MAKECMDGOALS)),clang)
 
 # The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
