@@ -417,7 +417,7 @@ def play(open: Callable[..., Any], path: Path, mode: str, buffering: int, steps:
         for name, argument in steps:
             try:
                 seen.append(step(file, name, argument, binary="b" in mode))
-            except (OSError, AttributeError) as error:
+            except (OSError, AttributeError, UnicodeDecodeError) as error:
                 seen.append(type(error))
     seen.append(path.read_bytes())
     return seen
@@ -451,7 +451,9 @@ def test_a_file_does_what_the_builtin_does(tmp_path: Path, mode: str, buffering:
         steps = [step for step in steps if step[0] not in ("peek", "read1")]
     steps = [step for step in steps if step[0] != "read1" or "b" in mode]
     path = tmp_path / "file"
-    assert on_fiber(play, fs.open, path, mode, buffering, steps) == play(open, path, mode, buffering, steps)
+    found = on_fiber(play, fs.open, path, mode, buffering, steps)
+    # Where text goes that is written before a read depends on what fits into the buffers of io: of the same size here.
+    assert found == play(open, path, mode, files.BUFFER if buffering < 0 else buffering, steps)
 
 
 def test_the_layers_are_those_of_io(path: Path) -> None:

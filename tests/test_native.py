@@ -481,6 +481,7 @@ def test_every_operation_takes_a_timeout_and_can_be_cancelled() -> None:
     fibers.run(main)
 
 
+@pytest.mark.abandons
 def test_a_deadlock_that_cancellation_cannot_end_is_an_internal_error() -> None:
     """A6: no fiber is resumed, run raises InternalError with the cause, and the thread can run again."""
 
@@ -629,6 +630,7 @@ def test_a_stream_whose_senders_wait_for_a_turn_is_no_other_runs() -> None:
     assert "in use by the run of another thread" in str(errors[0])
 
 
+@pytest.mark.abandons
 def test_a_run_that_failed_leaves_no_timer_to_a_fiber_that_is_gone() -> None:
     """A6: on_cancel fails while main's own timer is armed; main and its run are collected together."""
 
