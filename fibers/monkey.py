@@ -347,7 +347,7 @@ def apply(table: list[Patch]) -> None:
         before = vars(owner).get(name, MISSING)
         row = Applied(patch, before, [])
         rows.append(row)
-        if isinstance(owner, types.ModuleType) and before is not MISSING:
+        if isinstance(owner, types.ModuleType) and before is not MISSING and not isinstance(before, types.ModuleType):
             fresh.setdefault(id(before), (before, row))
     for row in rows:
         owner, name = locate(row.patch)

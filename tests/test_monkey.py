@@ -4,6 +4,7 @@ import _thread
 import concurrent.futures
 import contextlib
 import gc
+import logging
 import os
 import pickle
 import queue
@@ -22,7 +23,7 @@ from typing import Any
 
 import greenlet
 import pytest
-from helpers import Boom, bounded, near, raised
+from helpers import Boom, bounded, fail, near, raised
 
 import fibers
 from fibers import monkey
@@ -406,6 +407,20 @@ def test_l2_a_fiber_that_asks_for_its_thread_leaves_none_behind() -> None:
         assert len(threading._active) == before  # type: ignore[attr-defined]
 
     virtual(main)
+
+
+def test_l2_callbacks_of_the_scheduler_may_ask_for_the_current_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """Logging does: in on_error, on the hub, in a signal handler."""
+    log = logging.getLogger("callback")
+
+    def main() -> None:
+        with fibers.supervisor(lambda _fiber, error: log.error("on_error %r", error)) as s:
+            s.spawn(fail, Boom())
+        fibers.runtime().call_soon(log.error, "on the hub")
+        fibers.sleep(0.01)
+
+    fibers.run(main)
+    assert caplog.messages == ["on_error Boom()", "on the hub"]
 
 
 # Rule K2
@@ -910,7 +925,7 @@ def test_references_made_before_are_found() -> None:
 from socket import socket, getaddrinfo
 from time import sleep
 from threading import Lock, RLock, local
-import threading, queue
+import io, threading, queue
 LOCK, STATE = Lock(), local()
 STATE.x = 1
 class Pool:
@@ -937,6 +952,7 @@ HELD.acquire()
         assert module.POOL.queue.mutex is module.POOL.queue.not_empty._lock
         assert type(module.POOL.queue.mutex) is type(threading.Lock())
         assert module.HELD is held
+        assert module.io is sys.modules["io"], "what subprocess alone gets stays there"
         assert module.STATE.x == 1
 
         def main() -> None:

@@ -275,11 +275,12 @@ def start_joinable_thread(function: Any, handle: Any = None, daemon: bool = True
 
 def _make_thread_handle(ident: int) -> Any:
     """_make_thread_handle(ident) -> handle: as _thread's."""
-    if ident == plain_get_ident() or not native.in_fiber():
+    core = native.runtime()
+    if ident == plain_get_ident() or core is None or core._forked or core._current is None:
         return plain_make_handle(ident)
     handle = Handle()
     handle.number = ident
-    native.current()._watch(handle.ended)
+    core._current._watch(handle.ended)
     return handle
 
 
@@ -299,11 +300,9 @@ plain_dummy_init: Any = threading._DummyThread.__init__
 def dummy_init(self: Any) -> None:
     """Make the Thread of a fiber that was not started as one; its end forgets it."""
     plain_dummy_init(self)
-    if not native.in_fiber():
-        return
-    fiber = native.current()
-    core = fiber._runtime
-    if fiber is core._main:
+    core = native.runtime()
+    fiber = None if core is None or core._forked else core._current  # None on the hub, where callbacks log, too
+    if core is None or fiber is None or fiber is core._main:
         return
     started = core.background is not None and fiber in core.background.threads
     if not started or sys.version_info >= (3, 12):  # before, a thread that was not threading's stays for ever
