@@ -1,5 +1,6 @@
 """fibers.fs: calls on descriptors, names and whole files. The os module beside them says what is right."""
 
+import collections
 import errno
 import functools
 import os
@@ -357,7 +358,7 @@ def test_atomic_write_that_fails_or_is_cancelled_leaves_nothing(tmp_path: Path) 
         assert outcome(fs.atomic_write, tmp_path / "folder", b"new")[1] == errno.EISDIR
         with pytest.raises(FileNotFoundError):
             fs.atomic_write(tmp_path / "missing" / "x", b"")
-        for n in range(soak(2000)):
+        for n in range(soak(10_000)):
             with fibers.move_on_after(60) as limit:
                 fibers.spawn(cancel_after, limit, n % 20 / 10_000)
                 fs.atomic_write(path, b"new")
@@ -606,6 +607,64 @@ def test_cancelled_opens_leak_no_descriptor(tmp_path: Path) -> None:
     before = open_fds()
     bounded(main, 600)
     assert open_fds() == before
+
+
+RACED: dict[str, Callable[[str, int], Any]] = {
+    "advise": lambda _, fd: fs.advise(fd, 0, 0, os.POSIX_FADV_WILLNEED),
+    "copyfile": lambda path, _: fs.copyfile(path, path + "2"),
+    "fallocate": lambda _, fd: fs.fallocate(fd, 0, 8192),
+    "fdatasync": lambda _, fd: fs.fdatasync(fd),
+    "fsync": lambda _, fd: fs.fsync(fd),
+    "link": lambda path, _: fs.link(path, path + "2"),
+    "lstat": lambda path, _: fs.lstat(path),
+    "makedirs": lambda path, _: fs.makedirs(path + "2/a/b"),
+    "mkdir": lambda path, _: fs.mkdir(path + "2"),
+    "preadv": lambda _, fd: fs.preadv(fd, [bytearray(4), bytearray(4)], 0),
+    "pwrite": lambda _, fd: fs.pwrite(fd, b"abc", 2),
+    "pwritev": lambda _, fd: fs.pwritev(fd, [b"a", b"bc"], 2),
+    "read_text": lambda path, _: fs.read_text(path),
+    "readlink": lambda path, _: raised(fs.readlink, path),
+    "rename": lambda path, _: fs.rename(path, path + "2"),
+    "scandir": lambda path, _: fs.scandir(os.path.dirname(path)).close(),  # noqa: PTH120 - a str
+    "symlink": lambda path, _: fs.symlink(path, path + "2"),
+    "temporary_file": lambda _, __: fs.temporary_file().close(),
+    "truncate": lambda _, fd: fs.truncate(fd, 3),
+    "unlink": lambda path, _: fs.unlink(path),
+    "walk": lambda path, _: list(fs.walk(os.path.dirname(path))),  # noqa: PTH120 - a str
+    "write_bytes": lambda path, _: fs.write_bytes(path, b"new"),
+}
+
+
+@pytest.mark.parametrize("name", RACED)
+def test_a_call_that_is_cancelled_at_any_step_leaves_nothing_behind(name: str, file: Path) -> None:
+    """Rules F4, F5: it was made or not, and is over; whatever it opened is closed."""
+    rounds = soak(10_000)
+    ended: collections.Counter[str] = collections.Counter()
+
+    def main() -> None:
+        with file.open("rb+", buffering=0) as kept:
+            for number in range(rounds):
+                with fibers.move_on_after(60) as limit:
+                    fiber = limit.spawn(RACED[name], str(file), kept.fileno())
+                    for _ in range(number % 6):
+                        fibers.checkpoint()
+                    limit.cancel()
+                ended[fiber.status] += 1
+                for other in file.parent.iterdir():
+                    if other.is_dir():
+                        shutil.rmtree(other)
+                    elif other != file:
+                        other.unlink()
+                if name in ("rename", "unlink", "write_bytes", "truncate"):
+                    file.write_bytes(b"0123456789")
+            fs.stat(file)
+            assert len(file.read_bytes()) in (10, 8192)
+
+    before = open_fds()
+    bounded(main, 600)
+    print(f"\n{name}: {dict(ended)}")
+    assert open_fds() == before
+    assert set(ended) <= {"cancelled", "finished"}
 
 
 def test_a_full_device_and_one_that_fails() -> None:

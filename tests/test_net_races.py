@@ -1,4 +1,5 @@
-"""Cancel and close races of what fibers.net has beside streams: messages, descriptors, pipes, TLS, connect, sendfile.
+"""Cancel and close races of what fibers.net has beside streams: messages, descriptors, pipes, TLS, connect, sendfile,
+copies, waits for a descriptor; and of whatever sends.
 
 The loops are those of test_races.py: the event and the cancel in ten orders; no message lost, none twice, no descriptor
 leaked. $FIBERS_SOAK sets the length.
@@ -9,8 +10,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import hashlib
 import os
 import socket
+import ssl
 import struct
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -208,7 +211,7 @@ def test_a_connect_that_is_cancelled_at_any_step_leaks_nothing(where: str) -> No
 
 
 def test_a_sendfile_that_is_cancelled_at_any_step_leaks_nothing_and_sends_a_prefix() -> None:
-    rounds = soak(2_000)
+    rounds = soak(10_000)
     data = os.urandom(300_000)
 
     def one_round(file: Any, number: int) -> None:
@@ -230,6 +233,174 @@ def test_a_sendfile_that_is_cancelled_at_any_step_leaks_nothing_and_sends_a_pref
             assert open_fds().keys() == before
 
     bounded(main, patience(rounds) * 3)
+
+
+def tls_pair() -> tuple[Any, Any]:
+    """The server sends: to the client it owes the session tickets, and closing with them unread resets."""
+    client, server = Secured().open
+    return server, client
+
+
+def seqpacket_pair() -> tuple[Any, Any]:
+    return net.message_pair(socket.SOCK_SEQPACKET)
+
+
+def pipe_ends() -> tuple[Any, Any]:
+    return net.pipe()[::-1]
+
+
+def whole(sender: Any, data: bytes) -> None:
+    sender.sendall(data)
+
+
+def piece_by_piece(sender: Any, data: bytes) -> None:
+    sent = 0
+    while sent < len(data):
+        sent += sender.send(data[sent : sent + 50_000])
+
+
+def from_two_buffers(sender: Any, data: bytes) -> None:
+    sent = 0
+    while sent < len(data):
+        sent += sender.sendmsg([data[sent : sent + 100], data[sent + 100 : sent + 50_000]])
+
+
+SENDERS: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[[Any, bytes], None], int]] = {
+    "send": (net.socketpair, piece_by_piece, 600_000),
+    "sendmsg": (net.socketpair, from_two_buffers, 600_000),
+    "pipe": (pipe_ends, whole, 200_000),
+    "a large write into a pipe": (pipe_ends, whole, 1_100_000),
+    "TLS": (tls_pair, whole, 600_000),
+    "seqpacket": (seqpacket_pair, piece_by_piece, 600_000),
+}
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+@pytest.mark.parametrize("kind", SENDERS)
+def test_case_60_what_the_peer_got_of_a_send_that_races_its_end_is_a_prefix(kind: str, end: str) -> None:
+    """The peer takes more or less of it before the end comes; the buffer is overwritten right after."""
+    rounds = soak(10_000)
+    make, send, size = SENDERS[kind]
+    data = b"".join(struct.pack("!I", number) for number in range(size // 4))
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def one_round(number: int) -> None:
+        sender, peer = make()
+        buffer = bytearray(data)
+        with sender, peer:
+            sending = fibers.spawn(raised_or, lambda: send(sender, memoryview(buffer)))
+            for _ in range(number % 3):
+                fibers.checkpoint()
+            wanted = (0, size // 3, size)[number // 3 % 3]
+            got = bytearray()
+            while len(got) < wanted and (
+                part := peer.recv(min(100_000, wanted - len(got)) if wanted < size else 100_000)
+            ):
+                got += part
+            for _ in range(number // 9 % 3):
+                fibers.checkpoint()
+            if end == "cancel":
+                sending.cancel()
+            else:
+                sender.close()
+            sending.join()
+            buffer[:] = bytes(size)
+            sender.close()
+            with contextlib.suppress(ssl.SSLError):
+                got += read_all(peer)
+            assert data.startswith(got)
+            if sending.status == "finished" and sending.result() is None:
+                assert got == data
+                outcomes["sent"] += 1
+                return
+            outcomes["ended"] += 1
+            if end == "cancel":
+                assert sending.status == "cancelled"
+            else:
+                error = sending.result()
+                assert error.errno == errno.EBADF
+
+    def main() -> None:
+        before = open_fds().keys()
+        for number in range(rounds):
+            one_round(number)
+        assert open_fds().keys() == before
+
+    bounded(main, patience(rounds) * 3)
+    print(f"\n{kind}, {end}: {dict(outcomes)}")
+    assert set(outcomes) == {"sent", "ended"}
+
+
+@pytest.mark.parametrize("wait", [fibers.wait_readable, fibers.wait_writable], ids=["readable", "writable"])
+def test_case_58_a_wait_for_a_descriptor_that_races_a_cancel_takes_nothing(wait: Any) -> None:
+    rounds = soak(10_000)
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def main() -> None:
+        a, b = socket.socketpair()
+        bell = net.socketpair()
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        with a, b, bell[0], bell[1], worker() as elsewhere:
+            a.setblocking(False)
+            full = 0
+            while wait is fibers.wait_writable:
+                try:
+                    full += a.send(b"x")
+                except BlockingIOError:
+                    break
+            event = (
+                (lambda: b.send(b"x")) if wait is fibers.wait_readable else (lambda: b.recv(full, socket.MSG_WAITALL))
+            )
+            race = Race(lambda: (wait(a.fileno()), True)[1], event, elsewhere, bell)
+            for number in range(rounds):
+                outcome, _ = race.play(race.orders[number % len(race.orders)])
+                outcomes[outcome] += 1
+                wait(a.fileno())
+                if wait is fibers.wait_readable:
+                    assert a.recv(2) == b"x"
+                else:
+                    assert [a.send(b"x") for _ in range(full)] == [1] * full
+
+    bounded(main, patience(rounds))
+    print(f"\n{wait.__name__}: {dict(outcomes)}")
+    assert {"cancelled", "completed"} <= set(outcomes)
+
+
+@pytest.mark.parametrize("kind", ["unix", "pipe"])
+def test_case_58_a_copy_that_is_cancelled_at_any_step_loses_nothing_and_repeats_nothing(kind: str) -> None:
+    """What is copied is small as a rule, sometimes more than the destination has room for; then it is spliced."""
+    rounds = soak(10_000)
+    expected, got = hashlib.sha256(), hashlib.sha256()
+
+    def main() -> None:
+        (far, src), (dst, end) = (make() for make in ((net.socketpair if kind == "unix" else pipe_ends),) * 2)
+        with far, src, dst, end:
+            reading = fibers.spawn(digest, end)
+            for number in range(rounds):
+                copying = fibers.spawn(net.copy, src, dst)
+                data = struct.pack("!I", number) * (100_000 if number % 20 == 0 else 1)
+                expected.update(data)
+                sending = fibers.spawn(far.sendall, data)
+                for _ in range(number % 7):
+                    fibers.checkpoint()
+                copying.cancel()
+                copying.join()
+                if not sending.done():
+                    copying = fibers.spawn(net.copy, src, dst)
+                    sending.join()
+                    copying.cancel()
+                    copying.join()
+            far.close()
+            net.copy(src, dst)
+            dst.close()
+            reading.join()
+
+    def digest(stream: Any) -> None:
+        while data := stream.recv(100_000):
+            got.update(data)
+
+    bounded(main, patience(rounds) * 3)
+    assert got.digest() == expected.digest()
 
 
 def read_all(stream: Any) -> bytes:
