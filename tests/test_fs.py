@@ -646,7 +646,7 @@ def test_a_call_that_is_cancelled_at_any_step_leaves_nothing_behind(name: str, f
             for number in range(rounds):
                 with fibers.move_on_after(60) as limit:
                     fiber = limit.spawn(RACED[name], str(file), kept.fileno())
-                    for _ in range(number % 6):
+                    for _ in range(2 ** (number % 10) - 1):
                         fibers.checkpoint()
                     limit.cancel()
                 ended[fiber.status] += 1
