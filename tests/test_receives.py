@@ -252,6 +252,20 @@ def test_detach_gives_the_fd_away_with_every_byte() -> None:
     bounded(main)
 
 
+def test_detach_waits_for_nothing_and_leaves_no_byte_behind() -> None:
+    def main() -> None:
+        stream, client = follower()
+        with client:
+            client.sendall(b"head\nbody")
+            assert stream.recv_until(b"\n") == b"head\n"
+            with pytest.raises(RuntimeError, match="4 bytes are buffered; receive them first"):
+                stream.detach()
+            assert stream.recv(100) == b"body"
+            os.close(stream.detach())
+
+    bounded(main)
+
+
 def test_the_fd_may_be_read_by_others_meanwhile() -> None:
     def main() -> None:
         stream, client = follower()

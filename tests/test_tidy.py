@@ -386,3 +386,14 @@ def test_docstring_says_whether_it_parks(name: str) -> None:
     said = [sentence for sentence in SENTENCES if sentence in text]
     expected = [PARKS[name]] if name in PARKS else []
     assert said == expected
+
+
+def test_the_readme_says_what_performs_each_call() -> None:
+    """Its two tables name every function of fibers.net and fibers.fs."""
+    text = (CHECKOUT / "README.md").read_text()
+    tables = text[text.index("## What performs a call on the network") : text.index("## Speed")]
+    named = set(
+        re.findall(r"\w+", " ".join(line.split("|")[1] for line in tables.splitlines() if line.startswith("|")))
+    )
+    functions = {name for module in (net, fs) for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+    assert functions - named == {"aligned"}  # it makes a buffer, and calls nothing
