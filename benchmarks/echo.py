@@ -42,6 +42,9 @@ BUDGETS = {
         Budget(0.5, "gevent"),
         Budget(1.55, "c-uring", "fibers-epoll"),
         Budget(0.6, "gevent", "fibers-epoll"),
+        Budget(1.4, "c-uring", "fibers-patched"),
+        Budget(1.15, "uvloop-protocol", "fibers-patched"),
+        Budget(0.55, "gevent", "fibers-patched"),
     ],
     MANY: [Budget(1.5, "c-uring"), Budget(1.1, "uvloop-protocol"), Budget(0.6, "gevent")],
 }
@@ -68,6 +71,12 @@ def python(name: str, module: str | None = None, driver: str | None = None) -> C
     return prepare
 
 
+def patched() -> list[str]:
+    """Prepare the program of the standard library's threads, run on fibers as it is."""
+    check_module("fibers")
+    return [sys.executable, "-m", "fibers", "-m", "benchmarks.peers.echo_threads"]
+
+
 PEERS = {
     "c-uring": Peer(
         "C io_uring",
@@ -86,6 +95,8 @@ PEERS = {
     ),
     "fibers": Peer("fibers", python("fibers", "fibers")),
     "fibers-epoll": Peer("fibers on epoll", python("fibers", "fibers", "epoll")),
+    "fibers-patched": Peer("stdlib threads on fibers", patched),
+    "threads": Peer("stdlib threads", python("threads")),
     "gevent": Peer("gevent", python("gevent", "gevent")),
     "uvloop-protocol": Peer("uvloop Protocol", python("uvloop_protocol", "uvloop")),
     "uvloop-streams": Peer("uvloop streams", python("uvloop_streams", "uvloop")),
