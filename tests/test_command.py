@@ -6,6 +6,8 @@ from pathlib import Path
 import programs
 import pytest
 
+import fibers.driver
+
 PROGRAM = """
 import os, sys, threading, time
 print(sys.argv[1:], __name__, os.path.basename(__file__), sys.path[0] == os.path.dirname(__file__))
@@ -30,6 +32,55 @@ def test_a_script_runs_as_itself_its_threads_as_fibers(program: Path) -> None:
         "MainThread True",
         "True",
     ]
+
+
+EVERYTHING = """
+import concurrent.futures, os, queue, select, socket, subprocess, sys, threading, time
+
+class Worker(threading.local):
+    calls = 0
+
+local, lock, items = Worker(), threading.Lock(), queue.Queue(2)
+
+def serve(listener):
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=echo, args=(connection,), daemon=True).start()
+
+def echo(connection):
+    with connection, connection.makefile("rwb") as file:
+        for line in file:
+            file.write(line)
+            file.flush()
+
+def ask(n):
+    local.calls += 1
+    with socket.create_connection(address, timeout=9) as connection:
+        connection.sendall(b"%d\\n" % n)
+        select.select([connection], [], [])
+        with lock:
+            return int(connection.makefile().readline())
+
+listener = socket.create_server(("127.0.0.1", 0))
+address = listener.getsockname()
+threading.Thread(target=serve, args=(listener,), daemon=True).start()
+with concurrent.futures.ThreadPoolExecutor(20) as executor:
+    print(sum(executor.map(ask, range(100))), local.calls)
+threading.Thread(target=lambda: [items.put(n) for n in range(10)]).start()
+print([items.get() for _ in range(10)])
+print(subprocess.run([sys.executable, "-c", "print(input())"], input="in", capture_output=True, text=True).stdout)
+reader, writer = os.pipe()
+timer = threading.Timer(0.01, os.write, (writer, b"tick"))
+timer.start()
+print(os.read(reader, 9), [thread.name for thread in threading.enumerate() if not thread.daemon and thread != timer])
+"""
+
+
+@pytest.mark.parametrize("driver", [name for name in fibers.driver.available() if name != "sim"])
+def test_a_program_does_on_each_driver_what_it_does_in_plain_python(program: Path, driver: str) -> None:
+    program.write_text(EVERYTHING)
+    ours, plain = programs.run("-m", "fibers", "--driver", driver, program), programs.run(program)
+    assert (ours.stdout, ours.stderr, ours.returncode) == (plain.stdout, plain.stderr, 0)
 
 
 def test_a_module_runs_as_with_python_m() -> None:

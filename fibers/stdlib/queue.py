@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _queue
 import collections
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
@@ -21,22 +22,31 @@ Empty = _queue.Empty
 plain_get: Any = _queue.SimpleQueue.get
 plain_put: Any = _queue.SimpleQueue.put
 
-WAITING: dict[int, collections.deque[Any]] = {}  # by the id of a queue, which those who wait keep alive
+Line = collections.deque[Any]
+LINES: dict[int, tuple[Line, weakref.ref[Any]]] = {}  # who waits for a queue, by its id, as long as it lives
 
 
 def put(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
     """put(item): put an item; never waits. The other arguments are for the sake of Queue's signature."""
     plain_put(self, item, block, timeout)
-    if WAITING:
-        wake(id(self))
+    if LINES:
+        wake(self)
 
 
-def wake(queue: int) -> None:
+def wake(queue: Any) -> None:
     """Wake the first who waits."""
     try:
-        WAITING[queue].popleft().release()
+        LINES[id(queue)][0].popleft().release()
     except (KeyError, IndexError):
         return
+
+
+def line_of(queue: Any) -> Line:
+    """Return those who wait for a queue; whatever other threads do meanwhile."""
+    number = id(queue)
+    if number not in LINES:
+        LINES.setdefault(number, (collections.deque(), weakref.ref(queue, lambda _: LINES.pop(number, None))))
+    return LINES[number][0]
 
 
 def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
@@ -60,7 +70,7 @@ def wait(queue: Any, seconds: float | None) -> None:
     """Wait for an item, for so many seconds at most."""
     waiter = native.allocate_waiter()
     waiter.acquire()
-    line = WAITING.setdefault(id(queue), collections.deque())
+    line = line_of(queue)
     line.append(waiter)
     woken = False
     try:
@@ -72,9 +82,7 @@ def wait(queue: Any, seconds: float | None) -> None:
             line.remove(waiter)
         except ValueError:
             if not woken and not queue.empty():
-                wake(id(queue))  # it was our turn, and we do not take it
-        if not line and WAITING.get(id(queue)) is line:
-            del WAITING[id(queue)]
+                wake(queue)  # it was our turn, and we do not take it
 
 
 def put_nowait(self: Any, item: Any) -> None:

@@ -55,7 +55,7 @@ def run_file(name: str, *, patched: bool, only: list[str], driver: str | None) -
         return {
             "ran": 0,
             "skipped": 0,
-            "bad": [],
+            "bad": {},
             "operations": 0,
             **found,
             "status": status,
@@ -87,8 +87,8 @@ def main() -> int:
         )
         same = set(plain.get("bad", []))
         worse = [test for test in patched["bad"] if test not in same]
-        for test in patched["bad"]:
-            print(f"    FAILED {test}{' (unpatched, too)' if test in same else ''}", flush=True)
+        for test, why in patched["bad"].items():
+            print(f"    FAILED {test}{' (unpatched, too)' if test in same else ''}: {why}", flush=True)
         if patched["status"] not in (0, 1):
             print(f"    ended with {patched['status']}")
         if worse or patched["status"] not in (0, 1) or not patched["ran"]:

@@ -25,10 +25,10 @@ class Result(unittest.TextTestResult):
         self.now.write_text(test.id())
         super().startTest(test)
 
-    def ids(self) -> list[str]:
-        """Return the tests that failed."""
-        bad = [test for test, _ in [*self.failures, *self.errors]] + self.unexpectedSuccesses
-        return sorted({short(getattr(test, "test_case", test).id()) for test in bad})
+    def bad(self) -> dict[str, str]:
+        """Return the tests that failed, and the last line of why."""
+        found = [*self.failures, *self.errors, *((test, "unexpected success") for test in self.unexpectedSuccesses)]
+        return {short(getattr(test, "test_case", test).id()): why.splitlines()[-1] for test, why in reversed(found)}
 
 
 def short(name: str) -> str:
@@ -82,7 +82,7 @@ def run(name: str, out: Path, only: list[str], operations: object) -> int:
             {
                 "ran": result.testsRun - len(result.skipped),
                 "skipped": len(result.skipped),
-                "bad": result.ids(),
+                "bad": result.bad(),
                 "operations": operations() if operations is not None else 0,
             }
         )
