@@ -299,14 +299,25 @@ plain_dummy_init: Any = threading._DummyThread.__init__
 
 def dummy_init(self: Any) -> None:
     """Make the Thread of a fiber that was not started as one; its end forgets it."""
-    plain_dummy_init(self)
     core = native.runtime()
     fiber = None if core is None or core._forked else core._current  # None on the hub, where callbacks log, too
     if core is None or fiber is None or fiber is core._main:
+        plain_dummy_init(self)
         return
+    of_thread: dict[str, Any] = vars(getattr(threading, "_thread_local_info", plain_local()))
+    before = of_thread.get(ON_DEL)
+    plain_dummy_init(self)
+    made = of_thread.pop(ON_DEL, None)
+    if made is not None:
+        made._dummy_thread = None  # it would forget it at the end of the thread
+    if before is not None:
+        of_thread[ON_DEL] = before
     started = core.background is not None and fiber in core.background.threads
     if not started or sys.version_info >= (3, 12):  # before, a thread that was not threading's stays for ever
         fiber._watch(functools.partial(forget, self.ident))
+
+
+ON_DEL = "_track_dummy_thread_ref"  # from Python 3.12 on
 
 
 def forget(ident: int, _fiber: Fiber[Any]) -> None:

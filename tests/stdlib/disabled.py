@@ -34,6 +34,7 @@ FILES = [
 # test id -> (reason, first version, first version for which it no longer holds)
 ALWAYS = ((3, 10), (3, 99))
 ONE_THREAD = "counts the native ids of threads: fibers share the one of their thread"
+NO_WAIT = "threads take without waiting, again and again, until another one stops them: fibers are not preempted"
 DISABLED: dict[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
     "test_threading.ThreadTests.test_various_ops": (ONE_THREAD, *ALWAYS),
     "test_threading.ThreadTests.test_various_ops_large_stack": (ONE_THREAD, *ALWAYS),
@@ -62,6 +63,12 @@ DISABLED: dict[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
         "a thread computes without a wait until another one interrupts it: fibers are not preempted",
         *ALWAYS,
     ),
+    **{
+        f"test_queue.{made}{kind}QueueTest.test_shutdown_{how}all_methods_in_many_threads": (NO_WAIT, (3, 13), (3, 99))
+        for made in ("C", "Py")
+        for kind in ("", "Lifo", "Priority")
+        for how in ("", "immediate_")
+    },
 }
 
 
