@@ -1,0 +1,254 @@
+"""A worker for gunicorn: `gunicorn -k fibers.contrib.gunicorn.Worker app:app`, a fiber for each connection.
+
+Rule 1: the worker process is one run; the application is loaded in it, its standard library patched.
+Rule 2: a signal is handled by a fiber of the worker's own, never in the middle of a request.
+Rule 3: a worker told to stop (SIGTERM) answers whoever the kernel has let in: requests in progress, connections that
+        wait in the backlog, and what a kept-alive connection sends in its last moments. Then it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.http import wsgi
+from gunicorn.sock import ssl_context
+from gunicorn.util import close
+from gunicorn.workers.base_async import AsyncWorker
+
+import fibers
+from fibers import monkey
+from fibers.net.listener import ABORTED, EXHAUSTED, PAUSES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fibers.fiber import Fiber
+    from fibers.scope import Scope
+    from fibers.signals import Signals
+
+__all__ = ["Worker"]
+
+BEAT = 1.0  # seconds between two signs of life for the arbiter
+# A stopping worker waits so long for the request that a kept-alive connection may be sending; as gthread does.
+LINGER = 2.0
+# The arbiter kills at the end of graceful_timeout: a tenth of it, at most this, is left for `finally` blocks.
+CLEANUP = 1.0
+JOINED = 1 << 16  # larger than this, a copy costs more than a send
+BRIEF = 0.01  # for an accept that another worker may have been faster with
+
+
+class Worker(AsyncWorker):
+    """A worker that serves each connection in a fiber, at most `worker_connections` at a time."""
+
+    def init_process(self) -> None:
+        """Patch, and be a run until the worker ends."""
+        monkey.patch_all()
+        wsgi.Response = Response
+        fibers.run(super().init_process)
+
+    def init_signals(self) -> None:
+        """Let gunicorn set its handlers, and wake the run when one has run."""
+        super().init_signals()
+        signal.set_wakeup_fd(-1)
+
+    def run(self) -> None:
+        """Serve until told to stop, then let the connections finish."""
+        # Each request asks for dozens of settings, and an attribute that is there needs no search; they are final now.
+        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        self.tls: ssl.SSLContext | None = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self.places = fibers.Semaphore(self.worker_connections)
+        self.waits: set[Scope] = set()
+        with (
+            fibers.signals(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1) as arriving,
+            fibers.supervisor(self.failed) as connections,
+        ):
+            with fibers.scope() as accepting:
+                connections.daemon(self.look_after, arriving, accepting, connections)
+                for listener in self.sockets:
+                    listener.setblocking(True)
+                    accepting.spawn(self.accept, listener, Address(listener), connections)
+            for listener in self.sockets:
+                self.accept_waiting(listener, Address(listener), connections)
+                listener.close()
+        if connections.cancelled_caught:
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+
+    def look_after(self, arriving: Signals, accepting: Scope, connections: Scope) -> None:
+        """Tell the arbiter that we live, and do what signals ask for."""
+        while True:
+            self.notify()
+            if self.ppid != os.getppid():
+                self.log.info("Parent changed, shutting down: %s", self)
+                self.alive = False
+            if not self.alive and not accepting.cancel_called:
+                self.stop(accepting, connections)
+            try:
+                number = arriving.get(timeout=BEAT)
+            except TimeoutError:
+                continue
+            if number == signal.SIGTERM:
+                self.alive = False
+            elif number == signal.SIGUSR1:
+                self.log.reopen_files()
+            else:
+                self.handle_quit(number, None)
+
+    def stop(self, accepting: Scope, connections: Scope) -> None:
+        """Stop accepting, and set an end to what goes on."""
+        accepting.cancel("the worker is stopping")
+        patience = self.cfg.graceful_timeout
+        connections.deadline = fibers.now() + patience - min(CLEANUP, patience / 10)
+        for wait in self.waits:
+            wait.deadline = min(wait.deadline or 0.0, fibers.now() + LINGER)
+
+    def accept(self, listener: Any, where: Address, connections: Scope) -> None:
+        """Start a fiber for each connection; ride out a lack of descriptors."""
+        pauses = 0
+        while True:
+            self.places.acquire()
+            try:
+                client, address = listener.accept()
+            except OSError as error:
+                self.places.release()
+                if error.errno in ABORTED:
+                    continue
+                if error.errno not in EXHAUSTED:
+                    raise
+                if not pauses:
+                    self.log.error("Can't accept: %s; pausing until there is room", error.strerror)
+                fibers.sleep(PAUSES[min(pauses, len(PAUSES) - 1)])
+                pauses += 1
+            except BaseException:
+                self.places.release()
+                raise
+            else:
+                pauses = 0
+                connections.spawn(self.handle, where, client, address)
+
+    def accept_waiting(self, listener: Any, where: Address, connections: Scope) -> None:
+        """Accept what has come before we stopped: they are connected, and nobody else may be there to answer."""
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        for _ in range(self.cfg.backlog):
+            if not poll.poll(0):
+                return
+            self.places.acquire()
+            with fibers.move_on_after(BRIEF) as brief:
+                client, address = listener.accept()
+                connections.spawn(self.handle, where, client, address)
+            if brief.cancelled_caught:
+                self.places.release()
+                return
+
+    def handle(self, listener: Any, client: Any, address: Any) -> None:
+        """Serve a connection, as the function of its fiber."""
+        try:
+            client.setblocking(True)
+            if self.tls is not None:
+                client = self.tls.wrap_socket(
+                    client,
+                    server_side=True,
+                    suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+                    do_handshake_on_connect=self.cfg.do_handshake_on_connect,
+                )
+            super().handle(listener, client, address)
+        except OSError as error:
+            self.log.debug("The TLS handshake with %s failed: %s", address, error)
+        finally:
+            close(client)
+            self.places.release()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer with an error; a request that is cut off at the end of the worker gets none."""
+        if isinstance(exc, fibers.Cancelled):
+            self.log.warning("Request of %s cut off: the worker is stopping", addr)
+        else:
+            super().handle_error(req, client, addr, exc)
+
+    def failed(self, _fiber: Fiber[object], error: BaseException) -> None:
+        """Log what gunicorn itself has not caught."""
+        self.log.error("Error handling a connection", exc_info=error)
+
+    def timeout_ctx(self) -> Wait:
+        """Make the block in which a connection waits for its next request, for `keepalive` seconds."""
+        return Wait(self)
+
+
+class Response(wsgi.Response):  # type: ignore[misc,name-defined]
+    """A response whose head goes out with the first part of its body, in one send."""
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body."""
+        if self.headers_sent:
+            super().write(data)
+            return
+        self.sock, sock = Gathered(), self.sock
+        try:
+            super().write(data)
+            parts = self.sock.parts
+        except BaseException:
+            self.headers_sent = False
+            raise
+        finally:
+            self.sock = sock
+        if len(data) <= JOINED:
+            parts = [b"".join(parts)]
+        for part in parts:
+            sock.sendall(part)
+
+
+class Gathered:
+    """What is sent, in place of a socket."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.parts: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        """Keep it."""
+        self.parts.append(data)
+
+
+class Address:
+    """What is left of a listener for those it has accepted: it may be closed before they ask for its name."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, listener: Any) -> None:
+        """Note it."""
+        self.name = listener.getsockname()
+
+    def getsockname(self) -> Any:
+        """Return the address."""
+        return self.name
+
+
+class Wait:
+    """The wait of a connection for its next request; a worker that stops shortens it."""
+
+    __slots__ = ("scope", "waits")
+
+    def __init__(self, worker: Worker) -> None:
+        """Prepare it."""
+        patience = worker.cfg.keepalive if worker.alive else min(worker.cfg.keepalive, LINGER)
+        self.scope = fibers.move_on_after(patience)
+        self.waits = worker.waits
+
+    def __enter__(self) -> None:
+        """Begin, once all others have had their turn: whoever sends without a pause does not hold them up."""
+        fibers.checkpoint()
+        self.scope.__enter__()
+        self.waits.add(self.scope)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """End, with the request or without."""
+        self.waits.discard(self.scope)
+        return self.scope.__exit__(kind, error, traceback)
