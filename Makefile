@@ -5,12 +5,13 @@
 #                      `python -m benchmarks`, the examples, ruff and mypy use it.
 #   build/test-<name>  what a user gets: fibers installed from the sdist, never the checkout. Tests run from
 #                      build/run, so that neither pytest nor a child it starts finds the checkout's fibers/ in its
-#                      working directory.
+#                      working directory. build/real-<name> is the same with the libraries of tests/real.
 # Stamp files keep a second call fast; `make clean` removes everything that make made.
 
 PYTHON ?= python3
 VENV := .venv
 TEST_ENV ?= build/test-$(subst /,_,$(PYTHON))
+REAL_ENV := build/real-$(subst /,_,$(PYTHON))
 TESTS ?= tests
 BENCH ?= all
 ARGS ?=
@@ -34,7 +35,7 @@ PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TE
 # tests/driver makes its own drivers, all of them: once is enough.
 DRIVER_TESTS = $(filter tests/driver%,$(TESTS))
 
-.PHONY: help demo test installed forbidden lint types bench table build soak mutants sanitize develop packages clean
+.PHONY: help demo test installed forbidden lint types bench table build soak mutants sanitize stdlib real develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -85,6 +86,10 @@ soak: $(TEST_ENV)/installed.stamp  ## races, models and simulations at full leng
 stdlib: $(VENV)/develop.stamp  ## CPython's own test files, patched and unpatched, side by side (ARGS='test_socket --driver epoll')
 	cd tests && PYTHONPATH=$(CURDIR) $(CURDIR)/$(VENV)/bin/python -m stdlib $(ARGS)
 
+real: $(REAL_ENV)/installed.stamp  ## real libraries, programs and servers, all of them there (ARGS='-k celery'; FIBERS_SOAK=1 for full length)
+	mkdir -p build/run && cd build/run && FIBERS_REAL=1 $(abspath $(REAL_ENV))/bin/pytest \
+		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests/real $(ARGS)
+
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
 
@@ -98,10 +103,14 @@ clean:  ## remove everything that make made
 	find fibers -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# As PROGRAM=PACKAGE where Debian calls the package otherwise.
+SERVERS := openssl nginx redis-server postgres=postgresql mariadbd=mariadb-server sshd=openssh-server
+
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
 	@.ci/packages $(PYTHON) $(if $(filter test installed soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
-		$(if $(filter soak,$(MAKECMDGOALS)),clang)
+		$(if $(filter soak,$(MAKECMDGOALS)),clang) \
+		$(if $(filter real,$(MAKECMDGOALS)),$(SERVERS))
 
 # The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
 $(VENV)/develop.stamp: $(C_SOURCES) | packages
@@ -132,4 +141,10 @@ $(SDIST): $(SDIST_SOURCES) | $(TEST_ENV)/tools.stamp
 $(TEST_ENV)/installed.stamp: $(SDIST) $(TEST_ENV)/tools.stamp
 	$(TEST_ENV)/bin/python $(PIP) uninstall -qq -y fibers-io
 	$(TEST_ENV)/bin/python $(PIP) install "$$(ls dist/fibers_io-*.tar.gz)[test]"
+	@touch $@
+
+$(REAL_ENV)/installed.stamp: $(SDIST) pyproject.toml | packages
+	test -x $(REAL_ENV)/bin/python || $(PYTHON) -m venv $(REAL_ENV)
+	$(REAL_ENV)/bin/python $(PIP) uninstall -qq -y fibers-io
+	$(REAL_ENV)/bin/python $(PIP) install "$$(ls dist/fibers_io-*.tar.gz)[test,real]"
 	@touch $@

@@ -52,6 +52,7 @@ LAYERS = {
     "fibers.testing": 6,
     "fibers.stdlib": 6,
     "fibers.monkey": 7,
+    "fibers.contrib": 9,
     "fibers": 8,  # the package itself: it only gathers the public names
 }
 

@@ -64,8 +64,8 @@ class Job:
                 self.on_limit(False, self.limit)
         except fibers.Cancelled:
             raise
-        except BaseException as error:
-            LOG.exception("Pool callback raised exception: %r", error)
+        except BaseException:
+            LOG.exception("Pool callback raised exception")
         finally:
             del self.pool.jobs[number]
 
@@ -106,7 +106,7 @@ class TaskPool(BasePool):
     def serve(self, started: threading.Event) -> None:
         """Run tasks until told to stop, as main of the run."""
         self.runtime = fibers.runtime()
-        self.queue: fibers.Queue[Job] = fibers.Queue()
+        self.queue = fibers.Queue()
         self.stopping = fibers.Event()
         with fibers.scope() as self.tasks:
             started.set()

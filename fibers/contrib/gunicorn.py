@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import wsgi
@@ -24,6 +23,7 @@ from fibers import monkey
 from fibers.net.listener import ABORTED, EXHAUSTED, PAUSES
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
     from fibers.fiber import Fiber
@@ -58,7 +58,7 @@ class Worker(AsyncWorker):
     def run(self) -> None:
         """Serve until told to stop, then let the connections finish."""
         # Each request asks for dozens of settings, and an attribute that is there needs no search; they are final now.
-        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self.tls: ssl.SSLContext | None = ssl_context(self.cfg) if self.cfg.is_ssl else None
         self.places = fibers.Semaphore(self.worker_connections)
         self.waits: set[Scope] = set()
@@ -119,7 +119,9 @@ class Worker(AsyncWorker):
                 if error.errno not in EXHAUSTED:
                     raise
                 if not pauses:
-                    self.log.error("Can't accept: %s; pausing until there is room", error.strerror)
+                    self.log.error(  # noqa: TRY400 - a traceback would say nothing more
+                        "Can't accept: %s; pausing until there is room", error.strerror
+                    )
                 fibers.sleep(PAUSES[min(pauses, len(PAUSES) - 1)])
                 pauses += 1
             except BaseException:
@@ -178,8 +180,11 @@ class Worker(AsyncWorker):
         return Wait(self)
 
 
-class Response(wsgi.Response):  # type: ignore[misc,name-defined]
+class Response(wsgi.Response):
     """A response whose head goes out with the first part of its body, in one send."""
+
+    headers_sent: bool
+    sock: Any
 
     def write(self, data: bytes) -> None:
         """Send a part of the body."""

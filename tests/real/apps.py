@@ -55,7 +55,7 @@ def bare(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
         answer = bytes(300_000)
     elif path == "/file":
         start_response("200 OK", plain)
-        return environ["wsgi.file_wrapper"](open(__file__, "rb"))  # type: ignore[no-any-return] # noqa: PTH123, SIM115
+        return environ["wsgi.file_wrapper"](open(__file__, "rb"))  # type: ignore[no-any-return] # noqa: PTH123
     elif path == "/fail":
         raise ValueError("on purpose")
     elif path == "/wrong":
@@ -110,8 +110,7 @@ def make_django() -> Any:
         together.wait(30)
         return HttpResponse(request.headers["X-Number"])
 
-    global urlpatterns
-    urlpatterns = [path("", hello), path("meet", meet)]
+    urlpatterns[:] = [path("", hello), path("meet", meet)]
     return get_wsgi_application()
 
 

@@ -1,4 +1,4 @@
-"""`gunicorn -k fibers.contrib.gunicorn.Worker` beside its own threaded worker, and what a stop leaves undone: nothing."""
+"""`gunicorn -k fibers.contrib.gunicorn.Worker` beside gunicorn's threaded worker; and a stop, which loses nothing."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ REQUESTS = {
     "body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
     "chunked body": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
-    "continue": b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+    "continue": b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n"
+    b"\r\nok",
     "two in one": b"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     "head": b"HEAD /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     "no body": b"GET /empty HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
