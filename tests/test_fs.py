@@ -3,6 +3,7 @@
 import collections
 import errno
 import functools
+import mmap
 import os
 import shutil
 import stat
@@ -90,6 +91,35 @@ def test_arguments_that_make_no_sense(file: Path) -> None:
             fs.stat("a\0b")
         os.close(fd)
         assert outcome(fs.pread, fd, 1, 0)[1] == errno.EBADF
+
+    on_fiber(main)
+
+
+def test_odd_buffers_are_filled_and_written_as_by_os(file: Path) -> None:
+    """Overlapping, empty, too many; and one larger than the kernel moves at a time."""
+
+    def main() -> None:
+        with file.open("rb+", buffering=0) as opened, mmap.mmap(-1, 1 << 31) as huge:
+            fd = opened.fileno()
+            steps: list[Callable[[Any], Any]] = [
+                lambda module: (buffer := bytearray(8), module.preadv(fd, overlapping(buffer), 0)),
+                lambda module: module.pwritev(fd, overlapping(bytearray(b"abcdefgh")), 10),
+                lambda module: module.preadv(fd, [], 0),
+                lambda module: module.preadv(fd, [bytearray(), bytearray()], 0),
+                lambda module: module.preadv(fd, [bytearray(1)] * 1025, 0),
+                lambda module: module.preadv(fd, [huge, huge], 1 << 30),
+                lambda module: module.preadv(fd, [huge], 20),
+                lambda module: str(raised(module.pread, fd, 1, -1)),
+                lambda module: str(raised(module.preadv, fd, [bytearray(1)] * 1025, 0)),
+            ]
+            for step in steps:
+                assert outcome(step, fs) == outcome(step, os)
+            with fs.open("/dev/null", "wb", buffering=0) as null, fs.open("/dev/null", "wb") as buffered:
+                assert fs.pwrite(null.fileno(), huge, 0) == null.write(huge) == (1 << 31) - 4096
+                assert buffered.write(huge) == 1 << 31
+
+    def overlapping(buffer: bytearray) -> list[memoryview]:
+        return [memoryview(buffer)[:6], memoryview(buffer)[2:]]
 
     on_fiber(main)
 
@@ -358,6 +388,11 @@ def test_atomic_write_that_fails_or_is_cancelled_leaves_nothing(tmp_path: Path) 
         assert outcome(fs.atomic_write, tmp_path / "folder", b"new")[1] == errno.EISDIR
         with pytest.raises(FileNotFoundError):
             fs.atomic_write(tmp_path / "missing" / "x", b"")
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match=r"no regular file: .*fifo"):
+            fs.atomic_write(tmp_path / "fifo", b"")
+        assert (tmp_path / "fifo").is_fifo()
+        (tmp_path / "fifo").unlink()
         for n in range(soak(10_000)):
             with fibers.move_on_after(60) as limit:
                 fibers.spawn(cancel_after, limit, n % 20 / 10_000)

@@ -50,7 +50,8 @@ def operate(
         return native.operate(code, fd, data, flags, offset, None, length, extra)
     except OSError as error:
         if otherwise is None or error.errno != errno.EOPNOTSUPP:
-            error.filename = path
+            if path is not None:
+                error.filename = path
             if other is not None:
                 error.filename2 = other
             raise

@@ -97,7 +97,8 @@ def write_text(
 def atomic_write(path: StrPath, data: ReadableBuffer | str, *, encoding: str = "utf-8") -> None:
     """Make `data` all that is in a file such that whoever looks, also after a crash, finds the old or the new.
 
-    A file that is there keeps its mode; a symbolic link is replaced, not followed. Parks; a cancel point.
+    A file that is there keeps its mode; a symbolic link is replaced, not followed; what is neither, as a device or a
+    pipe, is left alone: OSError (EINVAL). Parks; a cancel point.
     """
     if isinstance(data, str):
         data = data.encode(encoding)
@@ -110,6 +111,8 @@ def atomic_write(path: StrPath, data: ReadableBuffer | str, *, encoding: str = "
                 found = stat(name, follow_symlinks=False)
                 if modes.S_ISREG(found.st_mode):
                     on_thread(os.fchmod, file.fileno(), modes.S_IMODE(found.st_mode))
+                elif not (modes.S_ISLNK(found.st_mode) or modes.S_ISDIR(found.st_mode)):
+                    raise OSError(errno.EINVAL, "can't replace what is no regular file", path)
             write_all(file, data)
             fsync(file)
         with shield():  # from here on it is done, or it failed
