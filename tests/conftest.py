@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from driver.wrapper import wrapped
 from helpers import open_fds, raised
-from programs import PATIENCE
 
 import fibers
 from fibers.driver import native, workers
 
 WRAPPER = wrapped()
+LINGER = 5.0  # seconds
 KINDS = (native.Fiber, native.Scope, native.Runtime, native.File)  # of whose objects none outlives its test
 
 
@@ -56,9 +56,14 @@ def resting() -> int:
     return len(workers.RESTING)
 
 
+def objects_of_runs() -> list[object]:
+    gc.collect()
+    return [found for found in gc.get_objects() if isinstance(found, KINDS)]
+
+
 def soon(condition: Callable[[], bool]) -> bool:
-    """Does it become true? A thread that was told to end takes a moment."""
-    deadline = time.monotonic() + PATIENCE
+    """Does it become true? A thread that was told to end, or whose call was abandoned, takes a moment."""
+    deadline = time.monotonic() + LINGER
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -84,12 +89,14 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, caplog: pytest.LogCap
     after = open_fds()
     leaked = {fd: after[fd] for fd in after.keys() - before.keys()}
     lost = {fd: before[fd] for fd in before.keys() - after.keys()}
-    objects = [] if keeps_objects(request) else [found for found in gc.get_objects() if isinstance(found, KINDS)]
+    gone = soon(lambda: native_threads() - resting() <= threads)
+    freed = keeps_objects(request) or soon(lambda: not objects_of_runs())
+    objects = [] if freed else objects_of_runs()
     gc.freeze()
     assert not leaked, f"descriptors left open: {leaked}"
     assert not lost, f"descriptors closed that were not the test's: {lost}"
-    assert not objects, f"objects left behind: {objects}"
-    assert soon(lambda: native_threads() - resting() <= threads), f"threads left behind: {threading.enumerate()}"
+    assert gone, f"threads left behind: {threading.enumerate()}"
+    assert freed, f"objects left behind: {objects}"
     assert isinstance(raised(fibers.current), RuntimeError), "a run is left in this thread"
     if WRAPPER:
         broken = WRAPPER.complaints()

@@ -142,3 +142,10 @@ def test_info_is_a_program() -> None:
 
 def test_the_representation_of_a_runtime_names_its_driver() -> None:
     assert fibers.run(lambda: repr(fibers.runtime()), driver="epoll") == "<Runtime epoll 1 fibers>"
+
+
+def test_a_run_that_cannot_be_set_up_closes_its_driver() -> None:
+    before = open_fds()
+    with pytest.raises(OverflowError):
+        fibers.run(print, cleanup_grace=10**400)
+    assert open_fds() == before

@@ -392,6 +392,25 @@ def test_a_read_of_a_pipe_can_be_cancelled(tmp_path: Path) -> None:
     on_fiber(main)
 
 
+@pytest.mark.parametrize("mode", ["r", "w"])
+def test_opening_a_fifo_can_be_cancelled_while_nobody_opens_its_other_end(tmp_path: Path, mode: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    def main() -> None:
+        before = open_fds()
+        for _ in range(10):  # more than there are threads
+            with fibers.move_on_after(0.01):
+                fs.open(tmp_path / "fifo", mode).close()
+        assert open_fds() == before
+        writer = fibers.spawn(fs.open, tmp_path / "fifo", "w")
+        with fs.open(tmp_path / "fifo") as reading, writer.result() as writing:
+            writing.write("text\n")
+            writing.flush()
+            assert reading.readline() == "text\n"
+
+    on_fiber(main)
+
+
 # Beside the builtin
 
 

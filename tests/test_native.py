@@ -62,6 +62,32 @@ def test_an_exception_thrown_into_a_parked_greenlet_ends_the_operation_first() -
     assert fibers.run(main) == b"later"
 
 
+def test_c4_an_exception_thrown_into_the_exit_of_a_scope_leaves_it_when_its_children_are_done() -> None:
+    log: list[str] = []
+
+    def child() -> None:
+        try:
+            fibers.sleep(60)
+        finally:
+            fibers.sleep(0.01)
+            log.append("child done")
+
+    def parent() -> None:
+        with pytest.raises(KeyError, match="thrown"), fibers.scope() as s:  # noqa: PT012 - the exit is the test
+            s.spawn(child)
+            s.spawn(fibers.sleep, 60)
+        assert log == ["child done"]
+        assert fibers.current().scope._is_root
+
+    def main() -> None:
+        fiber = fibers.spawn(parent)
+        fibers.sleep(0.01)
+        fibers.spawn(fiber._greenlet.throw, KeyError("thrown"))
+        fiber.result()
+
+    fibers.run(main, clock="auto")
+
+
 def test_unpark_hands_a_value_over_and_tells_whether_it_did() -> None:
     def main() -> None:
         fiber = fibers.spawn(fibers.park)
@@ -628,6 +654,16 @@ def test_a_stream_whose_senders_wait_for_a_turn_is_no_other_runs() -> None:
     fibers.run(main)
     assert isinstance(errors[0], RuntimeError)
     assert "in use by the run of another thread" in str(errors[0])
+
+
+def test_an_operation_takes_nothing_extra_that_it_does_not_know() -> None:
+    def main() -> None:
+        buffer = bytearray(4)
+        for code in (native.RECV_INTO, native.READ):
+            with pytest.raises(ValueError, match="takes nothing extra"):
+                native.operate(code, 0, buffer, 0, -1, None, -1, buffer)
+
+    fibers.run(main)
 
 
 @pytest.mark.abandons

@@ -12,12 +12,16 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+import programs
 import pytest
 from certificates import client_context, server_context
 from helpers import bounded, open_fds, raised, soak
@@ -29,6 +33,7 @@ from fibers.net import tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 class Kind:
@@ -429,3 +434,66 @@ def test_a_datagram_sent_while_cancelled_was_sent_once_or_not_at_all() -> None:
             assert isinstance(raised(b.recv, 1), TimeoutError)
 
     bounded(main, patience(rounds))
+
+
+# Memory that is not to be had: the realloc of a test's own, preloaded.
+STINGY = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+size_t refused;
+void *realloc(void *at, size_t size)
+{
+    static void *(*real)(void *, size_t);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "realloc");
+    return refused && size == refused ? NULL : real(at, size);
+}
+"""
+
+OUT_OF_MEMORY = """
+import ctypes
+import fibers
+from fibers import net
+
+TIMERS = 64  # as many as the heap of a run has room for before it grows
+SLOT = 24
+
+def main():
+    with fibers.scope() as s:
+        for _ in range(TIMERS):
+            s.spawn(fibers.sleep, 60)
+        fibers.checkpoint()
+        a, b = net.socketpair()
+        a.settimeout(60)
+        refused = ctypes.c_size_t.in_dll(ctypes.CDLL(None), "refused")
+        refused.value = 2 * TIMERS * SLOT
+        try:
+            a.sendall(bytes(10_000_000))
+        except MemoryError:
+            print("no memory")
+        refused.value = 0
+        try:
+            a.sendall(b"more")
+        except BrokenPipeError as error:
+            print(error.strerror)
+        a.close()
+        b.close()
+        s.cancel()
+
+fibers.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloading as Linux does it")
+def test_f7_a_sendall_that_finds_no_memory_after_a_part_breaks_the_sending_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "stingy.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=STINGY, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    child = programs.run("-c", OUT_OF_MEMORY)
+    assert child.returncode == 0, child.stderr
+    first, second = child.stdout.splitlines()
+    assert first == "no memory"
+    assert re.fullmatch(r"can't send: an earlier sendall was interrupted after \d+ of 10000000 bytes", second)

@@ -749,8 +749,8 @@ static PyObject *scope_wait(Scope *o, PyObject *arg)
         s->awaited = (uint8_t)need;
         wake = fb_park(f, WAIT_CHILDREN);
         s->awaited = 0;
-        if (wake < 0)
-            return NULL;
+        if (wake < 0) /* something was thrown in: as an exception for main, unless nothing can be waited for any more */
+            return fb_runtime == f->runtime ? fb_take_exception() : NULL;
         if (!s->is_root)
             fb_grace_restart(s->parent); /* a root's parent is another fiber's */
     }
@@ -892,7 +892,6 @@ static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (grace != Py_None && fb_duration(grace, "cleanup_grace", 0, &rt->grace_ns) == 0 && rt->grace_ns < 0)
         rt->grace_ns = INT64_MAX;
     if (PyErr_Occurred() || fb_queue_reserve(&rt->ready, 64) < 0) {
-        rt->driver = NULL;
         Py_DECREF(rt);
         return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     }

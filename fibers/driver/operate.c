@@ -53,6 +53,12 @@ static int not_here(long code)
            code == FB_ACCEPT;
 }
 
+/* What else would be taken for an interest (core.h), or for nothing. */
+static int takes_extra(long code)
+{
+    return code == FB_STATX || code == FB_RENAMEAT || code == FB_LINKAT || code == FB_SYMLINKAT;
+}
+
 /* operate(code, fd, data=None, flags=0, offset=-1, timeout=None, length=-1, extra=None): res; raises as semantics.md F3
  * says. `data` and `extra` are buffers; writable for ops that fill them. A negative length is that of `data`. */
 static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n)
@@ -77,6 +83,8 @@ static PyObject *m_operate(PyObject *module, PyObject *const *argv, Py_ssize_t n
         return NULL;
     if (not_here(code))
         return PyErr_Format(PyExc_ValueError, "no such operation here: %ld", code);
+    if (n > 7 && argv[7] != Py_None && !takes_extra(code))
+        return PyErr_Format(PyExc_ValueError, "%s takes nothing extra", fb_op_name((int)code));
     if (!(f = begin(fb_op_name((int)code), file)))
         return NULL;
     if (argv[2] != Py_None &&

@@ -874,6 +874,33 @@ static void readiness_submit(struct fb_driver *d, struct fb_op *op)
         start(r, op);
 }
 
+/* Opening a FIFO waits for its other end, maybe for ever, and holds a thread.
+ *
+ * Facts: open(2) of a FIFO with O_RDWR does not wait, and lets all go that wait for either end.
+ * Choice: so a cancel does, and keeps it open until the thread is through, wherever that was (op->moved: 1 + descriptor).
+ * Cost: another process that waits to open the same FIFO goes on, too, as if somebody had come and gone. */
+static void let_go_of_fifo(struct fb_op *op)
+{
+    struct stat status;
+    int fd;
+    if (fstatat(op->fd, op->data, &status, 0) < 0 || !S_ISFIFO(status.st_mode))
+        return;
+    fd = openat(op->fd, op->data, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (fd >= 0)
+        op->moved = (uint64_t)fd + 1;
+}
+
+static int32_t result_of_work(struct fb_op *op)
+{
+    if (op->code != FB_OPENAT || !op->moved)
+        return op->res;
+    close((int)op->moved - 1);
+    op->moved = 0;
+    if (op->res >= 0)
+        close(op->res);
+    return -ECANCELED;
+}
+
 static void readiness_cancel(struct fb_driver *d, struct fb_op *op)
 {
     struct readiness *r = (struct readiness *)d;
@@ -882,7 +909,9 @@ static void readiness_cancel(struct fb_driver *d, struct fb_op *op)
     case AT_WORKERS:
         if (fb_workers_cancel(r->workers, op))
             finish(r, op, -ECANCELED);
-        return; /* else it has begun, and ends with its own result */
+        else if (op->code == FB_OPENAT)
+            let_go_of_fifo(op);
+        return; /* it has begun, and ends with its own result */
     case IN_STARVED:
         unlink_op(&r->starved, op);
         break;
@@ -990,7 +1019,7 @@ static void collect(struct readiness *r)
 {
     struct fb_op *op;
     while (r->workers && (op = fb_workers_collect(r->workers)))
-        finish(r, op, op->res);
+        finish(r, op, result_of_work(op));
 }
 
 /* Nobody accepts there any more: the mode is its owner's again; if the number is still that file's, which only the poller
@@ -1105,7 +1134,7 @@ static void readiness_close(struct fb_driver *d)
     if (r->workers) {
         for (struct fb_op *op = fb_workers_close(r->workers), *next; op; op = next) {
             next = op->next;
-            finish(r, op, op->res);
+            finish(r, op, result_of_work(op));
         }
     }
     close_unclaimed(r);

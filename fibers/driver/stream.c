@@ -330,7 +330,7 @@ static PyObject *send_buffer(Stream *s, PyObject *arg, int code, const char *wha
         op->data = (char *)view.buf + sent;
         op->len = (uint64_t)view.len - sent;
         if (fb_perform(f, &s->file, s->timeout) < 0) {
-            sent += op->res > 0 ? (op->moved ? op->moved : (uint64_t)op->res) : 0;
+            sent += op->moved ? op->moved : op->res > 0 ? (uint64_t)op->res : 0;
             if (code == FB_SENDALL && sent && sent < (uint64_t)view.len)
                 break_sending(s, "interrupted", sent, view.len, f);
             break;
