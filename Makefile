@@ -104,7 +104,7 @@ clean:  ## remove everything that make made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # As PROGRAM=PACKAGE where Debian calls the package otherwise.
-SERVERS := openssl nginx redis-server postgres=postgresql mariadbd=mariadb-server sshd=openssh-server
+SERVERS := openssl nginx redis-server postgres=postgresql mariadbd=mariadb-server sshd=openssh-server rabbitmq-server
 
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
