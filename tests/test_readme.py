@@ -1,4 +1,4 @@
-"""Every python block of README.md is a program that runs; a text block right after one is what it prints."""
+"""Every python block of README.md and docs/ is a program that runs; a text block right after one is what it prints."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 from programs import CHECKOUT, run
 
-README = (CHECKOUT / "README.md").read_text()
+PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
+TEXTS = {name: path.read_text() for name, path in PAGES.items()}
 BLOCK = re.compile(
     r"^```python\n(?P<program>.*?)^```\n(?:\s*^```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL
 )
 BLOCKS = [
-    pytest.param(match["program"], match["output"], id=f"line {README[: match.start()].count(chr(10)) + 1}")
-    for match in BLOCK.finditer(README)
+    pytest.param(match["program"], match["output"], id=f"{name} line {text[: match.start()].count(chr(10)) + 1}")
+    for name, text in TEXTS.items()
+    for match in BLOCK.finditer(text)
 ]
 
 
 def test_every_python_block_is_found() -> None:
-    assert len(BLOCKS) == README.count("```python") >= 5
+    assert len(BLOCKS) == sum(text.count("```python") for text in TEXTS.values()) >= 10
 
 
 @pytest.mark.parametrize(("program", "output"), BLOCKS)
@@ -31,6 +33,7 @@ def test_readme_program_runs(program: str, output: str | None, tmp_path: Path) -
         assert child.stdout == output
 
 
-def test_links_and_paths_exist() -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
-        assert (CHECKOUT / target).exists(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_paths_exist(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXTS[name]):
+        assert (PAGES[name].parent / target).exists(), target
