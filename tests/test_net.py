@@ -1132,9 +1132,11 @@ def test_serve_limit_defers_handlers() -> None:
 
 
 def test_o1_cancelling_the_scope_around_serve_is_immediate_for_its_handlers() -> None:
+    begun: list[net.Stream] = []
     log: list[str] = []
 
     def handler(stream: net.Stream) -> None:
+        begun.append(stream)
         try:
             stream.recv(1)
         except fibers.Cancelled:
@@ -1146,7 +1148,8 @@ def test_o1_cancelling_the_scope_around_serve_is_immediate_for_its_handlers() ->
         with net.listen(LOCAL) as listener, fibers.scope() as s:
             server = s.spawn(net.serve, handler, listener)
             peers = [socket.create_connection(listener.local_addr) for _ in range(3)]
-            fibers.sleep(0.005)
+            while len(begun) < len(peers):
+                fibers.sleep(0.001)
             s.cancel()
         assert log == ["cancelled"] * 3
         assert server.status == "cancelled"
