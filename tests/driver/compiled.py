@@ -10,11 +10,14 @@ from programs import CHECKOUT
 
 import fibers.driver
 
-__all__ = ["build", "environment"]
+__all__ = ["build", "check", "environment"]
 
 HERE = Path(__file__).parent
 DRIVER = CHECKOUT / "fibers" / "driver"
-PYTHON = {"native.c", "tree.c", "objects.c", "operate.c", "stream.c", "watch.c", "module.c"}  # what includes Python.h
+# Of those, what knows no Python: all but binding.c, which cffi makes, and what includes native.h.
+PLAIN = [
+    path for path in sorted(DRIVER.glob("*.c")) if path.name != "binding.c" and '"native.h"' not in path.read_text()
+]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
@@ -28,11 +31,10 @@ def build(source: str, program: Path, *more: str, compiler: str = "") -> bool:
     flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-pthread", f"-I{DRIVER}", f"-I{HERE / 'kqueue'}"]
     flags += ["-DFIBERS_EPOLL", "-DFIBERS_KQUEUE", *more]
     ring = ["-luring"] if fibers.driver.built("uring") else ["-DFIBERS_NO_LIBURING"]
-    drivers = [path for path in sorted(DRIVER.glob("*.c")) if path.name not in PYTHON and path.name != "binding.c"]
     command = [
         found,
         *flags,
-        *map(str, [HERE / source, HERE / "kqueue" / "kqueue_over_epoll.c", *drivers]),
+        *map(str, [HERE / source, HERE / "kqueue" / "kqueue_over_epoll.c", *PLAIN]),
         "-o",
         str(program),
         *ring,
@@ -42,6 +44,17 @@ def build(source: str, program: Path, *more: str, compiler: str = "") -> bool:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return done.returncode == 0
+
+
+def check(*flags: str) -> None:
+    """Compile the drivers with these flags, and make nothing."""
+    found = shutil.which(os.environ.get("CC", "cc"))
+    if found is None:
+        pytest.skip("no C compiler")
+    command = [found, "-std=gnu11", "-fsyntax-only", "-Wall", "-Wextra", f"-I{DRIVER}", f"-I{HERE / 'kqueue'}", *flags]
+    sources = [str(path) for path in PLAIN if path.name != "epoll.c"]
+    done = subprocess.run([*command, *sources], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def environment(**more: str) -> dict[str, str]:

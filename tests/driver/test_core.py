@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from driver.checker import ffi, lib
+from driver.compiled import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,3 +162,8 @@ def test_the_ready_queue_is_a_deque(steps: list[tuple[str, int]]) -> None:
     assert [int(ffi.cast("uintptr_t", lib.fb_queue_pop(queue))) for _ in range(len(model))] == list(model)
     assert lib.fb_queue_pop(queue) == ffi.NULL
     lib.fb_queue_fini(queue)
+
+
+def test_the_sources_compile_without_linux_and_on_macos_side_of_their_branches() -> None:
+    """Headers are this system's: what only they lack on macOS does not show."""
+    check("-U__linux__", "-Ulinux", "-D__APPLE__", "-DFIBERS_KQUEUE", "-DFIBERS_NO_LIBURING")
