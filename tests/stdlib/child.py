@@ -6,6 +6,7 @@ import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 import unittest
 from pathlib import Path
@@ -94,6 +95,7 @@ def main() -> None:
     """Run it as it was asked for."""
     name, out, how, *only = sys.argv[1:]
     sys.argv[1:] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     faulthandler.dump_traceback_later(LATE + 10)
     if how == "unpatched":
         status = run(name, Path(out), only, None)
