@@ -542,6 +542,41 @@ def test_l3_accept_connect_and_the_rare_calls() -> None:
     bounded(main)
 
 
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda sock: sock.recv(4, socket.MSG_WAITALL),
+        lambda sock: sock.recvfrom(4, socket.MSG_WAITALL)[0],
+        lambda sock: sock.recvmsg(4, 0, socket.MSG_WAITALL)[0],
+        lambda sock: into(4, lambda buffer: sock.recv_into(buffer, 4, socket.MSG_WAITALL)),
+        lambda sock: into(4, lambda buffer: sock.recvfrom_into(buffer, 0, socket.MSG_WAITALL)[0]),
+        lambda sock: into(4, lambda buffer: sock.recvmsg_into([buffer], 0, socket.MSG_WAITALL)[0]),
+    ],
+    ids=["recv", "recvfrom", "recvmsg", "recv_into", "recvfrom_into", "recvmsg_into"],
+)
+def test_l3_a_receive_of_all_waits_for_all_and_loses_nothing_when_cancelled(receive: Any) -> None:
+    def main() -> None:
+        a, b = socket.socketpair()
+        with a, b:
+            b.send(b"12")
+            waiting = fibers.spawn(receive, a)
+            fibers.checkpoint()
+            b.send(b"345")
+            assert waiting.result() == b"1234"
+            with fibers.move_on_after(0.01):
+                assert receive(a) == b"5"
+            a.settimeout(9)
+            b.send(b"67")
+            assert receive(a) == b"67"
+
+    bounded(main)
+
+
+def into(size: int, receive: Any) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: receive(buffer)])
+
+
 def test_l3_closing_a_socket_ends_the_waits_on_it_and_eats_nothing() -> None:
     def main() -> None:
         a, b = socket.socketpair()

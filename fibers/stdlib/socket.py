@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
 from fibers.driver.workers import Pool
+from fibers.errors import Cancelled
 from fibers.net.dns import look_up
 
 if TYPE_CHECKING:
@@ -79,28 +80,48 @@ def rare(name: str, sock: Any, *args: Any, **kwargs: Any) -> Any:
     return RARE[name](sock, *args, **kwargs)
 
 
+def whole(sock: Any, flags: int) -> bool:
+    """Tell whether a receive is to wait for all it asks for; with a timeout it never does."""
+    asked = flags & WAITALL and not flags & (PEEK | DONTWAIT)
+    return bool(asked) and sock.type == socket.SOCK_STREAM and sock.gettimeout() is None
+
+
+def gather(data: bytes, size: int, receive: Callable[[int], bytes]) -> bytes:
+    """Receive more until there is all, or the end, or a cancellation, which stays for the next cancel point."""
+    while data and len(data) < size:
+        try:
+            more = receive(size - len(data))
+        except Cancelled:
+            break
+        if not more:
+            break
+        data += more
+    return data
+
+
+def scatter(data: bytes, buffers: Any) -> int:
+    """Copy data into buffers; return its length."""
+    at = 0
+    for buffer in buffers:
+        with memoryview(buffer) as given, given.cast("B") as view:
+            part = data[at : at + len(view)]
+            view[: len(part)] = part
+            at += len(part)
+    return len(data)
+
+
 def recv(sock: Any, bufsize: int, flags: int = 0) -> bytes:
     """Receive with flags, or from what is not a stream."""
-    if flags & WAITALL and not flags & (PEEK | DONTWAIT) and bufsize > 0:
-        got = bytearray()
-        while len(got) < bufsize:
-            data = recv(sock, bufsize - len(got), flags & ~WAITALL)
-            if not data:
-                break
-            got += data
-            if sock.type != socket.SOCK_STREAM:
-                break
-        return bytes(got)
-    return ready(sock, IN, flags, lambda bare, flags: bare.recv(bufsize, flags))
+    data: bytes = ready(sock, IN, flags, lambda bare, flags: bare.recv(bufsize, flags))
+    if whole(sock, flags):
+        return gather(data, bufsize, lambda size: recv(sock, size, flags & ~WAITALL))
+    return data
 
 
 def recv_into(sock: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
     """Receive with flags, a length, or from what is not a stream."""
-    if flags & WAITALL and not flags & (PEEK | DONTWAIT):
-        with memoryview(buffer).cast("B") as view:
-            data = recv(sock, nbytes or len(view), flags)
-            view[: len(data)] = data
-            return len(data)
+    if whole(sock, flags):
+        return scatter(recv(sock, nbytes or memoryview(buffer).nbytes, flags), [buffer])
     return ready(sock, IN, flags, lambda bare, flags: bare.recv_into(buffer, nbytes, flags))
 
 
@@ -158,13 +179,19 @@ def recvfrom(self: Any, bufsize: int, flags: int = 0, /) -> Any:
     """recvfrom(bufsize[, flags]) -> (data, address): as socket.socket.recvfrom; parks a fiber."""
     if not native.waits(self):
         return Base.recvfrom(self, bufsize, flags)
-    return ready(self, IN, flags, lambda bare, flags: bare.recvfrom(bufsize, flags))
+    data, address = ready(self, IN, flags, lambda bare, flags: bare.recvfrom(bufsize, flags))
+    if whole(self, flags):
+        data = gather(data, bufsize, lambda size: recv(self, size, flags & ~WAITALL))
+    return data, address
 
 
 def recvfrom_into(self: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
     """recvfrom_into(buffer[, nbytes[, flags]]): as socket.socket.recvfrom_into; parks a fiber."""
     if not native.waits(self):
         return Base.recvfrom_into(self, buffer, nbytes, flags)
+    if whole(self, flags):
+        data, address = recvfrom(self, nbytes or memoryview(buffer).nbytes, flags)
+        return scatter(data, [buffer]), address
     return ready(self, IN, flags, lambda bare, flags: bare.recvfrom_into(buffer, nbytes, flags))
 
 
@@ -172,7 +199,18 @@ def recvmsg(self: Any, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> 
     """recvmsg(bufsize[, ancbufsize[, flags]]): as socket.socket.recvmsg; parks a fiber."""
     if not native.waits(self):
         return Base.recvmsg(self, bufsize, ancbufsize, flags)
-    return ready(self, IN, flags, lambda bare, flags: bare.recvmsg(bufsize, ancbufsize, flags))
+
+    def receive(size: int) -> bytes:
+        more, ancillary, found[2], _ = ready(
+            self, IN, flags & ~WAITALL, lambda bare, flags: bare.recvmsg(size, ancbufsize, flags)
+        )
+        found[1] += ancillary
+        return more  # type: ignore[no-any-return]
+
+    found = list(ready(self, IN, flags, lambda bare, flags: bare.recvmsg(bufsize, ancbufsize, flags)))
+    if whole(self, flags):
+        found[0] = gather(found[0], bufsize, receive)
+    return tuple(found)
 
 
 def recvmsg_into(self: Any, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
@@ -180,6 +218,9 @@ def recvmsg_into(self: Any, buffers: Any, ancbufsize: int = 0, flags: int = 0, /
     if not native.waits(self):
         return Base.recvmsg_into(self, buffers, ancbufsize, flags)
     buffers = list(buffers)
+    if whole(self, flags):
+        data, *rest = recvmsg(self, sum(memoryview(buffer).nbytes for buffer in buffers), ancbufsize, flags)
+        return scatter(data, buffers), *rest
     return ready(self, IN, flags, lambda bare, flags: bare.recvmsg_into(buffers, ancbufsize, flags))
 
 
