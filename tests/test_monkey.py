@@ -971,6 +971,15 @@ class Pool:
     def wait(self, seconds, how=sleep):
         how(seconds)
 POOL = Pool()
+class Slotted:
+    __slots__ = ("lock", "release", "empty")
+    def __init__(self):
+        self.lock = Lock()
+        self.release = self.lock.release
+SLOTTED, LIST = Slotted(), [Lock()]
+def closure(lock):
+    return lambda: lock
+CLOSURE = closure(RLock())
 HELD = Lock()
 HELD.acquire()
 """
@@ -986,6 +995,9 @@ HELD.acquire()
         assert type(module.POOL.lock) is type(threading.RLock())
         assert module.POOL.queue.mutex is module.POOL.queue.not_empty._lock
         assert type(module.POOL.queue.mutex) is type(threading.Lock())
+        assert type(module.SLOTTED.lock) is type(module.LIST[0]) is type(threading.Lock())
+        assert module.SLOTTED.release.__self__ is module.SLOTTED.lock
+        assert type(module.CLOSURE()) is type(threading.RLock())
         assert module.HELD is held
         assert module.io is sys.modules["io"], "what subprocess alone gets stays there"
         assert module.STATE.x == 1

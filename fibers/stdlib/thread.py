@@ -11,6 +11,7 @@ Rule 4: when main's function has returned, threading's exit callbacks run in the
 from __future__ import annotations
 
 import _thread
+import contextlib
 import contextvars
 import functools
 import gc
@@ -92,8 +93,8 @@ def body(fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
                 exc_type=type(error),
                 exc_value=error,
                 exc_traceback=error.__traceback__,
-                err_msg="Exception ignored in thread started by",
-                object=fn,
+                err_msg="Exception ignored in thread started by" + (f" {fn!r}" if JOINABLE else ""),
+                object=None if JOINABLE else fn,
             )
         )
 
@@ -379,7 +380,7 @@ def threads_may_wake() -> bool:
 
 
 def replace_made_before() -> None:
-    """Replace the locks that others hold references to in dictionaries and slots; those that are held stay."""
+    """Replace the locks that objects, dictionaries, lists and closures refer to; those that are held stay."""
     made: dict[int, tuple[Any, Any]] = {}
     alone = plain_count() == 0
 
@@ -395,28 +396,62 @@ def replace_made_before() -> None:
         return made[id(old)][1]
 
     for thing in gc.get_objects():
-        if type(thing) is dict:
+        kind = type(thing)
+        if kind in LEFT or REPLACED.isdisjoint(map(type, thing if kind is list else gc.get_referents(thing))):
+            continue
+        if kind is dict:
             if str(thing.get("__name__", "")).partition(".")[0] != "fibers":
-                replace_in(thing, instead)
-        elif not isinstance(thing, (type, types.ModuleType, types.FunctionType, tuple, list, set)) and any(
-            type(part) in (plain_lock, plain_rlock) for part in gc.get_referents(thing)
-        ):
-            if type(thing).__module__.partition(".")[0] == "fibers":
-                continue
-            if hasattr(thing, "__dict__"):
-                replace_in(thing.__dict__, instead)
+                replace_in(thing, list(thing.items()), instead)
+        elif kind is list:
+            replace_in(thing, list(enumerate(thing)), instead)
+        elif not isinstance(thing, (type, types.ModuleType)):
+            replace_in(Attributes(thing), attributes(thing), instead)
 
 
-def replace_in(where: dict[Any, Any], instead: Callable[[Any], Any]) -> None:
-    """Replace the values of a dictionary."""
-    for key, value in list(where.items()):
+def attributes(thing: Any) -> list[tuple[Any, Any]]:
+    """List what an object, or the cell of a closure, refers to by a name; nothing of ours."""
+    kind = type(thing)
+    if kind is types.CellType:
+        return [("cell_contents", thing.cell_contents)]
+    if kind.__module__.partition(".")[0] == "fibers":
+        return []
+    found: list[tuple[Any, Any]] = []
+    with contextlib.suppress(Exception):  # a proxy makes anything of it
+        found += object.__getattribute__(thing, "__dict__").items()
+    for each in kind.__mro__:
+        for name, member in vars(each).items():
+            if isinstance(member, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):
+                    found.append((name, member.__get__(thing)))
+    return found
+
+
+class Attributes:
+    """The attributes of an object, as a dictionary."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: Any) -> None:
+        """Refer to it."""
+        self.thing = thing
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set one; what is read-only stays."""
+        with contextlib.suppress(AttributeError, TypeError):
+            object.__setattr__(self.thing, name, value)
+
+
+def replace_in(where: Any, items: list[tuple[Any, Any]], instead: Callable[[Any], Any]) -> None:
+    """Replace what is referred to."""
+    for key, value in items:
         if type(value) in REPLACED:
             new = instead(value)
             if new is not None:
                 where[key] = new
 
 
-REPLACED = (plain_lock, plain_rlock, plain_local, types.BuiltinMethodType)
+REPLACED = {plain_lock, plain_rlock, plain_local, types.BuiltinMethodType}
+LEFT = {types.FunctionType, tuple, set, frozenset, types.BuiltinMethodType}
 
 
 def replacement(old: Any) -> Any:
