@@ -411,6 +411,29 @@ def test_opening_a_fifo_can_be_cancelled_while_nobody_opens_its_other_end(tmp_pa
     on_fiber(main)
 
 
+@pytest.mark.parametrize("mode", ["r", "w"])
+def test_opening_a_fifo_waits_for_its_other_end(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    def main() -> None:
+        opening = fibers.spawn(fs.open, path, mode)
+        fibers.sleep(0.02)
+        assert not opening.done()
+        other = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        with opening.result() as file:
+            if mode == "r":
+                os.write(other, b"text\n")
+                assert file.readline() == "text\n"
+            else:
+                file.write("text\n")
+                file.flush()
+                assert os.read(other, 10) == b"text\n"
+        os.close(other)
+
+    on_fiber(main)
+
+
 # Beside the builtin
 
 

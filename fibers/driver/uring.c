@@ -28,13 +28,17 @@ void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
+#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Provided buffers, each handed out whole.
@@ -89,6 +93,28 @@ static unsigned clamp(uint64_t len) { return len > 0x7ffff000u ? 0x7ffff000u : (
 /* A long read or write of cached data copies all of it where it is submitted, 0.1 s for a GiB, and every fiber waits.
  * Begun by a worker thread it costs them nothing, and itself some 10 us. */
 enum { BY_WORKER_FROM = (1 << 20) + 1 };
+
+/* Does open(2) of this path wait for somebody, as that of a FIFO does for its other end?
+ *
+ * Facts: io_uring tries an OPENAT with O_NONBLOCK first, unless it may create or truncate. A FIFO without a writer is
+ * open then, and its first read says that the writer has gone; one without a reader is ENXIO.
+ * Choice: look first, at what the kernel has at hand (RESOLVE_CACHED: no wait for a disk), and have what is neither file
+ * nor directory opened by a worker thread, which waits and can be cancelled. What is not at hand goes to one anyway.
+ * Cost: three short system calls, 1 us, for each open that neither creates nor truncates. */
+static int waits_to_open(const struct fb_op *op)
+{
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC | (op->flags & O_NOFOLLOW), .resolve = RESOLVE_CACHED};
+    struct stat found;
+    int fd, waits;
+    if (op->flags & (O_CREAT | O_TRUNC | O_NONBLOCK | O_PATH) || (op->flags & O_ACCMODE) == O_RDWR)
+        return 0;
+    fd = (int)syscall(SYS_openat2, op->fd, op->data, &how, sizeof how);
+    if (fd < 0)
+        return 0;
+    waits = fstat(fd, &found) == 0 && !S_ISREG(found.st_mode) && !S_ISDIR(found.st_mode);
+    close(fd);
+    return waits;
+}
 
 static void fill(struct uring *u, struct io_uring_sqe *sqe, struct fb_op *op)
 {
@@ -179,7 +205,8 @@ static void fill(struct uring *u, struct io_uring_sqe *sqe, struct fb_op *op)
         io_uring_prep_nop(sqe);
         break;
     }
-    if ((op->code == FB_READ || op->code == FB_WRITE) && op->len >= BY_WORKER_FROM)
+    if ((op->code == FB_READ || op->code == FB_WRITE) ? op->len >= BY_WORKER_FROM
+                                                      : op->code == FB_OPENAT && waits_to_open(op))
         sqe->flags |= IOSQE_ASYNC;
     io_uring_sqe_set_data(sqe, op);
 }
