@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import echo, files, micro, requests, streams
+from benchmarks import clients, echo, files, micro, streams
 from benchmarks.harness import Cores, Failure, Missing, cores, end_on_signals
 from benchmarks.report import Result, machine
 
@@ -20,7 +20,8 @@ SUBCOMMANDS = {
     "echo": "an echo server: CPU time per request, beside servers in C, Rust, Go and Python",
     "tls": "a TLS echo server: CPU time per request, small and in bulk",
     "proxy": "a TCP proxy: CPU time per request, small and in bulk",
-    "requests": "1,000 concurrent requests of http.client in threads, patched",
+    "requests": "1,000 concurrent requests in threads, patched: http.client, and requests.get",
+    "redis": "GET and SET with redis-py in 100 threads, patched",
     "spawn": "spawn and join a fiber",
     "switch": "pass a checkpoint while another fiber is ready",
     "roundtrip": "64 bytes to another fiber over a socket pair, and back",
@@ -96,13 +97,15 @@ def positive(text: str) -> int:
 def peers_of(subcommand: str) -> list[str]:
     """Return the names of the peers that a subcommand knows."""
     if subcommand == "all":
-        return list(dict.fromkeys([*echo.PEERS, *streams.PEERS, *requests.PEERS, *micro.PEERS, *files.PEERS]))
+        return list(dict.fromkeys([*echo.PEERS, *streams.PEERS, *clients.PEERS, *micro.PEERS, *files.PEERS]))
     if subcommand == "echo":
         return list(echo.PEERS)
     if subcommand in streams.SUBCOMMANDS:
         return list(streams.PEERS)
-    if subcommand in ("files", "requests"):
-        return list(files.PEERS if subcommand == "files" else requests.PEERS)
+    if subcommand == "files":
+        return list(files.PEERS)
+    if subcommand in clients.SUBCOMMANDS:
+        return list(clients.PEERS)
     tables = micro.SUBCOMMANDS[subcommand]
     return [peer for peer in micro.PEERS if any(peer in micro.BENCHMARKS[table].peers for table in tables)]
 
@@ -129,8 +132,10 @@ def run(args: argparse.Namespace, names: Sequence[str], two: Cores) -> tuple[lis
         return echo.run(args, names, two)
     if args.subcommand in streams.SUBCOMMANDS:
         return streams.run(args, names, two), []
-    if args.subcommand in ("files", "requests"):
-        return (files if args.subcommand == "files" else requests).run(args, names, two), []
+    if args.subcommand == "files":
+        return files.run(args, names, two), []
+    if args.subcommand in clients.SUBCOMMANDS:
+        return clients.run(args, names, two), []
     return micro.run(args, names, two), []
 
 
