@@ -30,7 +30,6 @@ void fb_uring_info(struct fb_driver *d, struct fb_uring_info *info) { (void)d; (
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -93,6 +92,13 @@ static unsigned clamp(uint64_t len) { return len > 0x7ffff000u ? 0x7ffff000u : (
 /* A long read or write of cached data copies all of it where it is submitted, 0.1 s for a GiB, and every fiber waits.
  * Begun by a worker thread it costs them nothing, and itself some 10 us. */
 enum { BY_WORKER_FROM = (1 << 20) + 1 };
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20
+#endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
 
 /* Does open(2) of this path wait for somebody, as that of a FIFO does for its other end?
  *
