@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import greenlet
 import programs
 import pytest
-from helpers import open_fds, raised
+from helpers import Boom, bounded, fail, nap, open_fds, raised
 
 import fibers
 from fibers import net
@@ -122,6 +122,23 @@ def test_on_cancel_decides_whether_the_wait_ends() -> None:
         assert first.result() == "came"
 
     fibers.run(main)
+
+
+def test_what_on_cancel_raises_is_the_failure_of_its_fiber_and_of_no_other() -> None:
+    boom = Boom()
+
+    def main() -> None:
+        with fibers.supervisor(on_error=lambda fiber, error: seen.append((fiber, error))) as s:
+            parked = s.spawn(fibers.park, lambda: fail(boom))
+            other = s.spawn(nap, 0.01, "went on")
+            fibers.checkpoint()
+            parked.cancel()
+            assert other.result() == "went on"
+        assert seen == [(parked, boom)]
+        assert parked.status == "failed"
+
+    seen: list[object] = []
+    bounded(main)
 
 
 def test_call_soon_from_a_thread_wakes_a_waiting_run() -> None:

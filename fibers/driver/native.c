@@ -975,10 +975,15 @@ static void call_hooked(Runtime *rt)
         gone = r ? PyObject_IsTrue(r) : -1;
         Py_XDECREF(r);
         Py_DECREF(call);
-        if (gone < 0)
-            broken(rt);
-        else if (gone && f->state == FIBER_PARKED && f->wait == WAIT_PARK)
+        int parked = f->state == FIBER_PARKED && f->wait == WAIT_PARK;
+        if (gone < 0 && parked && !f->what) {
+            Py_XSETREF(f->on, fb_take_exception());
+            fb_make_ready(f, WAKE_FAILED);
+        } else if (gone < 0) {
+            broken(rt); /* one of ours */
+        } else if (gone && parked) {
             fb_make_ready(f, f->interrupt ? WAKE_RAISE : WAKE_CANCELLED);
+        }
         Py_DECREF(f);
     }
 }

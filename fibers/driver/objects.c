@@ -1210,6 +1210,10 @@ static PyObject *m_park(PyObject *module, PyObject *const *argv, Py_ssize_t n, P
     gift = f->on;
     f->on = NULL;
     Py_CLEAR(f->on_cancel);
+    if (wake == WAKE_FAILED) {
+        fb_raise(gift);
+        return NULL;
+    }
     if (fb_woken(f, wake) < 0) {
         Py_XDECREF(gift);
         return NULL;
@@ -1356,7 +1360,7 @@ static PyMethodDef FUNCTIONS[] = {
     {"park", METHOD(m_park), METH_FASTCALL | METH_KEYWORDS,
      "park(on_cancel=None)\n--\n\nSuspend the running fiber until unpark(fiber, value), and return that value.\n\n"
      "on_cancel() is called when the wait is cancelled: True, it has removed the waiter, Cancelled is raised;\n"
-     "False, an unpark will come all the same. It may not park. Parks; a cancel point."},
+     "False, an unpark will come all the same. It may not park; what it raises, park raises. Parks; a cancel point."},
     {"unpark", METHOD(m_unpark), METH_FASTCALL,
      "unpark(fiber, value=None, /)\n--\n\nResume a fiber that is in park(); False if it is not there (any more)."},
     {"wait", METHOD(m_wait), METH_FASTCALL, NULL},
