@@ -177,6 +177,7 @@ def test_392_a_signal_handler_sets_an_event() -> None:
 
         assert fibers.run(main)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -1,4 +1,4 @@
-"""One-line mutants of scope.py, sync.py and channel.py, each beside the rule it breaks and a test of that rule.
+"""One-line mutants of scope.py, sync.py, channel.py and the patched library, each beside what it breaks and its test.
 
 `make mutants` applies each to a copy of the package and runs its test, which must fail. The old text occurs exactly
 once in its file; tests/test_mutants.py checks that, so that no entry rots.
@@ -347,4 +347,40 @@ MUTANTS = [
         'had."""\n        if False:\n',
         "channel i6_a_channel_used_outside",
     ),
+    Mutant("#392", "runtime", " or handles_signals()):", "):", "monkey_regressions 392"),
+    # monkey.py and stdlib: the rules of L and what gevent's users ran into
+    Mutant("L2", "stdlib/thread", "        run_exit_callbacks()\n        while", "        while", "monkey case_90"),
+    Mutant(
+        "L2",
+        "stdlib/thread",
+        "native.current()._runtime._main._root\n",
+        "native.current()._scope\n",
+        "monkey l2_a_thread_is_a_fiber",
+    ),
+    Mutant("L4", "monkey", "waiting.wait = waiting.wait_poll", "waiting.wait = waiting.wait", "monkey l4_psycopg"),
+    Mutant("L7", "stdlib/select", "events._get_running_loop() is not None:", "False:", "monkey l7_a_coroutine"),
+    Mutant("L6", "stdlib/queue", "    if LINES:\n", "    if False:\n", "monkey case_90"),
+    Mutant(
+        "#1777",
+        "stdlib/ssl",
+        'yield "SSLContext._wrap_socket", _wrap_socket',
+        'yield "SSLContext", type("SSLContext", (ssl.SSLContext,), {"_wrap_socket": _wrap_socket})',
+        "monkey_regressions 1777",
+    ),
+    Mutant(
+        "#245",
+        "stdlib/thread",
+        "if isinstance(error, (Cancelled, KeyboardInterrupt)):",
+        "if False:",
+        "monkey_regressions 245",
+    ),
+    Mutant("#1904", "net/dns", "POOL = Pool(16)", "from fibers.threads import POOL", "monkey_regressions 1904"),
+    Mutant(
+        "patching in a library",
+        "monkey",
+        "        put(where, place, row.patch.replacement)\n",
+        "",
+        "monkey references_made",
+    ),
+    Mutant("undo", "monkey", "        assign(owner, name, done.before)\n", "", "monkey patching_again"),
 ]
