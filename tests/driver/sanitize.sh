@@ -11,7 +11,7 @@
 #     sanitizer takes for an underflow (its other checks stay on).
 #
 # In 2 and 3 leaks are not looked for: CPython keeps what it has allocated. In 3 the tests of resident memory are left
-# out: freed memory stays in the sanitizer's quarantine. assert() is on in all three.
+# out: freed memory stays in the sanitizer's quarantine; and the one that preloads a malloc of its own. assert() is on in all three.
 # The compiler must be gcc: the extension is loaded by a Python that knows nothing of the sanitizers, so libasan is
 # preloaded, and libstdc++ with it, or libasan does not find the C++ exceptions of greenlet.
 set -euo pipefail
@@ -89,7 +89,7 @@ suite_tests=()
 for name in fiber scope timeout grace run native net receives races net_races transfer fs fs_file monkey monkey_races monkey_regressions; do
     suite_tests+=("tests/test_$name.py")
 done
-sanitized suite -m pytest -q -p no:cacheprovider -k "not memory_stays_flat" "${suite_tests[@]}" || failed+=("the suite")
+sanitized suite -m pytest -q -p no:cacheprovider -k "not memory_stays_flat and not finds_no_memory" "${suite_tests[@]}" || failed+=("the suite")
 
 say "reports"
 for report in "$work"/reports/*; do
