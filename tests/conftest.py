@@ -43,7 +43,7 @@ def native_threads() -> int:
     """The threads of this process; without the kernel's own, which work for a ring."""
     folder = Path("/proc/self/task")
     if not folder.is_dir():
-        return threading.active_count()
+        return threading.active_count() + len(workers.ALIVE)
     return sum(not name_of(task).startswith("iou-") for task in folder.iterdir())
 
 

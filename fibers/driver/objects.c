@@ -749,7 +749,7 @@ static PyObject *scope_wait(Scope *o, PyObject *arg)
         s->awaited = (uint8_t)need;
         wake = fb_park(f, WAIT_CHILDREN);
         s->awaited = 0;
-        if (wake < 0) /* something was thrown in: as an exception for main, unless nothing can be waited for any more */
+        if (wake < 0) /* something was thrown in: as an exception for main, unless the run is over */
             return fb_runtime == f->runtime ? fb_take_exception() : NULL;
         if (!s->is_root)
             fb_grace_restart(s->parent); /* a root's parent is another fiber's */
