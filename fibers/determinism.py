@@ -9,8 +9,10 @@ Rule 3: all is put back when the last simulated run ends.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import datetime as dt
+import errno
 import functools
 import os
 import random
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["controlled"]
 
 EPOCH = 946_684_800  # time.time() when a simulation begins: 2000-01-01 00:00 UTC
+MISSING: Any = object()  # what stands where an attribute is inherited
 NODE = 0x02_00_00_00_00_01  # a locally administered address, for uuid1
 # Modules whose own copies of these functions are theirs: they serve the world outside.
 LEFT_ALONE = {"fibers", "pytest", "_pytest", "pluggy", "faulthandler", "coverage"}
@@ -106,12 +109,67 @@ def clock_gettime(here: World, which: int) -> float:
     return here.now + (EPOCH if which == time.CLOCK_REALTIME else 0)
 
 
-def make_socket(_here: World, made: socket.socket, *args: Any, **kwargs: Any) -> None:
-    """Let a socket object only wrap what exists."""
-    fileno = kwargs.get("fileno", args[3] if len(args) > 3 else None)
+# Sockets that monkey.py has patched do what waits through the driver, which simulates it. The rest is here.
+
+
+def make_socket(
+    here: World, made: socket.socket, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+) -> None:
+    """Let a socket object be one of the calling host's; what exists is wrapped."""
     if fileno is None:
-        raise SimulationError("a simulated run can't make a real socket: use fibers.net, or patched sockets")
-    REAL_SOCKET(made, *args, **kwargs)
+        if CONTROL.receive is None:
+            raise SimulationError("a simulated run can't make a real socket: use fibers.net, or fibers.monkey first")
+        family = socket.AF_INET if family == -1 else family
+        type = socket.SOCK_STREAM if type == -1 else type
+        proto = max(proto, 0)
+        fileno = here.make_socket(family, type, proto)
+        native.fresh(fileno)
+    REAL_SOCKET(made, family, type, proto, fileno)
+
+
+def of_socket(name: str, simulated: Callable[..., Any]) -> Patch | None:
+    """Have `simulated(world, original, socket, *args)` in place of a method, for sockets that are simulated."""
+    real = getattr(socket.socket, name)
+
+    def method(here: World, made: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        if here.owns(made.fileno()):
+            return simulated(here, real, made, *args, **kwargs)
+        return real(made, *args, **kwargs)
+
+    return instead(socket.socket, name, method)
+
+
+def close_socket(here: World, _real: Any, made: socket.socket) -> None:
+    """Close it; who waits on it gets EBADF."""
+    fd = made.fileno()
+    native.leave(fd)
+    _socket.socket.detach(made)
+    here.close(fd)
+
+
+def receive(here: World, real: Any, made: socket.socket, *args: Any, **kwargs: Any) -> Any:
+    """Receive; what has arrived, if it was set not to block."""
+    if made.gettimeout() != 0:
+        return real(made, *args, **kwargs)
+    if not here.is_readable(made.fileno()):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    made.setblocking(True)
+    try:
+        return real(made, *args, **kwargs)
+    finally:
+        made.setblocking(False)
+
+
+def blocking(_here: World, real: Any, made: socket.socket, *args: Any) -> Any:
+    """Connect or send."""
+    if made.gettimeout() == 0:
+        raise SimulationError("a simulated socket that was set not to block can only receive")
+    return real(made, *args)
+
+
+def shut_down(_here: World, _real: Any, made: socket.socket, how: int) -> None:
+    """End one direction, or both."""
+    native.operate(native.SHUTDOWN, made.fileno(), None, how, -1, None)
 
 
 REAL_SOCKET = socket.socket.__init__
@@ -215,6 +273,15 @@ def table() -> list[Patch]:
         instead(socket, "gethostbyaddr", lambda here, where: (here.name_of(where), [], [here.address_of(where)])),
         instead(socket, "getnameinfo", getnameinfo),
         instead(socket.socket, "__init__", make_socket),
+        of_socket("_real_close", close_socket),
+        of_socket("getsockname", lambda here, _real, made: here.getsockname(made.fileno())),
+        of_socket("getpeername", lambda here, _real, made: here.getpeername(made.fileno())),
+        of_socket("bind", lambda here, _real, made, where: here.bind(made.fileno(), where)),
+        of_socket("listen", lambda here, _real, made, backlog=128: here.listen(made.fileno(), backlog)),
+        of_socket("shutdown", shut_down),
+        of_socket("recv", receive),
+        of_socket("recv_into", receive),
+        *(of_socket(name, blocking) for name in ("connect", "accept", "send", "sendall")),
         refused(ssl.SSLContext, "wrap_bio", "use TLS, whose keys are OpenSSL's own chance"),
         refused(ssl.SSLContext, "wrap_socket", "use TLS, whose keys are OpenSSL's own chance"),
         refused(socket, "socketpair", "make real sockets: use fibers.net"),
@@ -240,6 +307,7 @@ class Control:
         self.lock = threading.Lock()
         self.users = 0
         self.patches: list[Patch] = []
+        self.receive: Any = None  # what stood on the class of sockets when they were made
         self.undo: list[tuple[dict[str, Any], str, Any]] = []
         self.by_name: dict[str, tuple[ModuleType, list[tuple[str, Patch]]]] = {}
 
@@ -249,8 +317,10 @@ class Control:
             self.users += 1
             if self.users > 1:
                 return
-            if not self.patches:
-                self.patches = table()
+            receive = vars(socket.socket).get("recv")
+            if not self.patches or receive is not self.receive:
+                self.patches, self.receive = table(), receive
+                self.by_name.clear()
             for owner, name, replacement in self.patches:
                 self.put(owner, name, replacement)
             for module, names in self.imported_by_name():
@@ -259,7 +329,7 @@ class Control:
 
     def put(self, owner: Any, name: str, replacement: Any) -> None:
         """Replace one attribute."""
-        self.undo.append((owner, name, vars(owner)[name]))
+        self.undo.append((owner, name, vars(owner).get(name, MISSING)))
         setattr(owner, name, replacement)
 
     def end(self) -> None:
@@ -270,7 +340,10 @@ class Control:
                 return
             while self.undo:
                 owner, name, real = self.undo.pop()
-                setattr(owner, name, real)
+                if real is MISSING:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, real)
 
     def imported_by_name(self) -> Iterator[tuple[ModuleType, list[tuple[str, Patch]]]]:
         """Find the modules outside the standard library that hold a replaced function; each is searched once."""

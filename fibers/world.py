@@ -247,6 +247,10 @@ class World:
         op.flags = select.POLLIN
         return lib.fb_sim_call(self.running(), op) > 0  # type: ignore[no-any-return]
 
+    def owns(self, fd: int) -> bool:
+        """Tell whether it is a simulated socket."""
+        return fd >= 0 and bool(lib.fb_sim_open_after(self.running(), fd - 1) == fd)
+
     def close(self, fd: int) -> None:
         """Close what no File owns."""
         check(lib.fb_close_fd(self.running(), fd))

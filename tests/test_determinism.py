@@ -20,12 +20,14 @@ from time import monotonic as steady
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import near
 
 import fibers
+from fibers import monkey
 from fibers.testing import Faults, Simulation, SimulationError, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CALM = Faults.none()
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
@@ -289,3 +291,62 @@ def test_a_function_imported_by_name_is_replaced_there() -> None:
         assert module.clock is time.monotonic
     finally:
         del sys.modules[module.__name__]
+
+
+# Sockets of the standard library
+
+
+@pytest.fixture
+def patched() -> Iterator[None]:
+    monkey.patch_all()
+    try:
+        yield
+    finally:
+        monkey.undo()
+
+
+@pytest.mark.usefixtures("patched")
+def test_patched_sockets_are_simulated() -> None:
+    def answer() -> None:
+        with socket.create_server(("", 80)) as listener:
+            assert listener.getsockname() == ("10.0.0.1", 80)
+            peer, where = listener.accept()
+            with peer, peer.makefile("rwb") as lines:
+                assert where == peer.getpeername()
+                lines.write(lines.readline().upper())
+                lines.flush()
+                assert peer.recv(1) == b""
+
+    def main() -> None:
+        fibers.spawn(answer)
+        fibers.sleep(0.1)
+        with socket.create_connection(("main", 80), timeout=5) as client:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(10)
+            with pytest.raises(SimulationError, match="not to block"):
+                client.send(b"hello")
+            client.settimeout(5)
+            client.sendall(b"hello\n")
+            assert client.recv(10) == b"HELLO\n"
+            with pytest.raises(TimeoutError):
+                client.recv(10)
+            assert time.monotonic() == near(5.1)
+            with pytest.raises(SimulationError, match="only plain connect"):
+                client.recv(1, socket.MSG_PEEK)
+            client.shutdown(socket.SHUT_WR)
+
+    run(main)
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_real_socket_stays_one() -> None:
+    a, b = socket.socketpair()
+
+    def main() -> None:
+        assert a.getsockname() == ""
+        a.close()
+
+    run(main)
+    with b:
+        assert b.recv(1) == b""

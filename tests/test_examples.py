@@ -264,3 +264,10 @@ def test_the_simulation_runs_as_a_program() -> None:
     assert done.returncode == 0, done.stderr
     assert "none of 300 seeds failed" in done.stdout
     assert "sessions are left" in done.stdout
+
+
+# simulated_redis: redis-py in a simulation is tested in tests/real/test_simulated.py
+
+
+def test_the_simulated_redis_is_tested_with_the_other_libraries() -> None:
+    assert "simulated_redis" in (CHECKOUT / "tests/real/test_simulated.py").read_text(), "simulated_redis.py"

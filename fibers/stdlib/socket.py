@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
 from fibers.driver.workers import Pool
-from fibers.errors import Cancelled
+from fibers.errors import Cancelled, SimulationError
 from fibers.net.dns import look_up
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Patience:
 def ready(sock: Any, event: int, flags: int, call: Callable[[Any, int], Any]) -> Any:
     """Call on the bare socket, with the flags, until that need not wait; once if they say so."""
     patience: Patience | None = None
+    core = native.runtime()
+    if core is not None and core.world is not None:
+        raise SimulationError("of a socket's calls only plain connect, accept, recv, send and sendall are simulated")
     native.turn("socket")
     while True:
         try:
