@@ -215,6 +215,29 @@ def test_a_connect_that_is_cancelled_at_any_step_leaks_nothing(where: str) -> No
     bounded(main, patience(rounds) * 3)
 
 
+def test_l3_a_look_up_that_is_cancelled_at_any_step_leaves_nothing() -> None:
+    rounds = soak(10_000)
+    ended: collections.Counter[str] = collections.Counter()
+
+    def main() -> None:
+        expected = net.getaddrinfo("localhost", 80)
+        before = open_fds().keys()
+        for number in range(rounds):
+            with fibers.scope() as s:
+                fiber = s.spawn(net.getaddrinfo, "localhost", 1 + number % 100)
+                fibers.sleep(number % 10 / 10_000)
+                fiber.cancel()
+            ended[fiber.status] += 1
+            if number % 10 == 0:
+                assert net.getaddrinfo("localhost", 80) == expected
+        while open_fds().keys() != before:  # what was abandoned ends by itself
+            fibers.sleep(0.01)
+
+    bounded(main, patience(rounds))
+    print(f"\nlook-ups: {dict(ended)}")
+    assert ended["cancelled"]
+
+
 def test_a_sendfile_that_is_cancelled_at_any_step_leaks_nothing_and_sends_a_prefix() -> None:
     rounds = soak(10_000)
     data = os.urandom(300_000)
