@@ -314,11 +314,11 @@ def dummy_init(self: Any) -> None:
     if before is not None:
         of_thread[ON_DEL] = before
     started = core.background is not None and fiber in core.background.threads
-    if not started or sys.version_info >= (3, 12):  # before, a thread that was not threading's stays for ever
+    if not started or hasattr(threading, "_DeleteDummyThreadOnDel"):  # before, a thread's dummy stays for ever
         fiber._watch(functools.partial(forget, self.ident))
 
 
-ON_DEL = "_track_dummy_thread_ref"  # from Python 3.12 on
+ON_DEL = "_track_dummy_thread_ref"  # late versions of Python 3.12 and on
 
 
 def forget(ident: int, _fiber: Fiber[Any]) -> None:
