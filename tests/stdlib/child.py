@@ -10,9 +10,12 @@ import signal
 import sys
 import unittest
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdlib.disabled import disabled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LATE = float(os.environ.get("STDLIB_DUMP", "200"))  # seconds until every fiber's and thread's stack is printed
 
@@ -65,12 +68,12 @@ def keep_patched() -> None:
     import_helper.import_fresh_module = import_fresh_module
 
 
-def run(name: str, out: Path, only: list[str], operations: object) -> int:
+def run(name: str, out: Path, only: list[str], stats: Callable[[], dict[str, int]] | None) -> int:
     """Run the tests of a file; write what happened."""
     from test import support
 
     support.use_resources = ["network"]
-    if operations is not None:
+    if stats is not None:
         keep_patched()
     off = disabled()
     wanted = f"test.{name}" + "".join(f".{test}" for test in only)
@@ -87,7 +90,7 @@ def run(name: str, out: Path, only: list[str], operations: object) -> int:
                 "ran": len(Result.begun - {test.id() for test, _ in result.skipped}),
                 "skipped": len(result.skipped),
                 "bad": result.bad(),
-                "operations": operations() if operations is not None else 0,
+                **(stats() if stats is not None else {}),
             }
         )
     )
@@ -114,7 +117,7 @@ def main() -> None:
 
         def inside() -> int:
             handle.append(fibers.runtime())
-            return run(name, Path(out), only, lambda: handle[0].stats()["operations"] + handle[0].stats()["switches"])
+            return run(name, Path(out), only, handle[0].stats)
 
         status = fibers.run(inside)
         assert threading.main_thread().is_alive()
