@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import clients, echo, files, micro, streams
+from benchmarks import clients, echo, files, micro, streams, workers
 from benchmarks.harness import Cores, Failure, Missing, cores, end_on_signals
 from benchmarks.report import Result, machine
 
@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "proxy": "a TCP proxy: CPU time per request, small and in bulk",
     "requests": "1,000 concurrent requests in threads, patched: http.client, and requests.get",
     "redis": "GET and SET with redis-py in 100 threads, patched",
+    "gunicorn": "Flask's hello under gunicorn, worker by worker, loaded by wrk",
     "spawn": "spawn and join a fiber",
     "switch": "pass a checkpoint while another fiber is ready",
     "roundtrip": "64 bytes to another fiber over a socket pair, and back",
@@ -64,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         if name in ("echo", "all"):
             add_echo_options(sub)
         if name not in ("echo", "all"):
-            sub.add_argument("--count", type=positive, metavar="N", help="operations, or fibers, in a sample")
+            sub.add_argument(
+                "--count", type=positive, metavar="N", help="operations, fibers, or seconds of wrk, in a sample"
+            )
         sub.set_defaults(count=None)
     return main
 
@@ -97,7 +100,9 @@ def positive(text: str) -> int:
 def peers_of(subcommand: str) -> list[str]:
     """Return the names of the peers that a subcommand knows."""
     if subcommand == "all":
-        return list(dict.fromkeys([*echo.PEERS, *streams.PEERS, *clients.PEERS, *micro.PEERS, *files.PEERS]))
+        return list(
+            dict.fromkeys([*echo.PEERS, *streams.PEERS, *clients.PEERS, *workers.PEERS, *micro.PEERS, *files.PEERS])
+        )
     if subcommand == "echo":
         return list(echo.PEERS)
     if subcommand in streams.SUBCOMMANDS:
@@ -106,6 +111,8 @@ def peers_of(subcommand: str) -> list[str]:
         return list(files.PEERS)
     if subcommand in clients.SUBCOMMANDS:
         return list(clients.PEERS)
+    if subcommand in workers.SUBCOMMANDS:
+        return list(workers.PEERS)
     tables = micro.SUBCOMMANDS[subcommand]
     return [peer for peer in micro.PEERS if any(peer in micro.BENCHMARKS[table].peers for table in tables)]
 
@@ -136,6 +143,8 @@ def run(args: argparse.Namespace, names: Sequence[str], two: Cores) -> tuple[lis
         return files.run(args, names, two), []
     if args.subcommand in clients.SUBCOMMANDS:
         return clients.run(args, names, two), []
+    if args.subcommand in workers.SUBCOMMANDS:
+        return workers.run(args, names, two), []
     return micro.run(args, names, two), []
 
 

@@ -12,7 +12,8 @@ from benchmarks.peers import requests_threads
 
 def get(host: str, port: int) -> bytes:
     """Get the answer."""
-    return requests.get(f"http://{host}:{port}/hello", timeout=60).content
+    content: bytes = requests.get(f"http://{host}:{port}/hello", timeout=60).content
+    return content
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ LINGER = 2.0
 # The arbiter kills at the end of graceful_timeout: a tenth of it, at most this, is left for `finally` blocks.
 CLEANUP = 1.0
 JOINED = 1 << 16  # larger than this, a copy costs more than a send
-BRIEF = 0.01  # for an accept that another worker may have been faster with
+SHARE = 4  # a worker of several accepts one connection more for each so many that it serves
 
 
 class Worker(AsyncWorker):
@@ -61,6 +60,7 @@ class Worker(AsyncWorker):
         remember(self.cfg)
         self.tls: ssl.SSLContext | None = ssl_context(self.cfg) if self.cfg.is_ssl else None
         self.places = fibers.Semaphore(self.worker_connections)
+        self.serving = 0
         self.waits: set[Scope] = set()
         with (
             fibers.signals(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1) as arriving,
@@ -69,10 +69,9 @@ class Worker(AsyncWorker):
             with fibers.scope() as accepting:
                 connections.daemon(self.look_after, arriving, accepting, connections)
                 for listener in self.sockets:
-                    listener.setblocking(True)
                     accepting.spawn(self.accept, listener, Address(listener), connections)
-            for listener in self.sockets:
-                self.accept_waiting(listener, Address(listener), connections)
+            for listener in self.sockets:  # whoever waits is connected, and nobody else may be there to answer
+                self.accept_some(listener, Address(listener), connections, self.cfg.backlog)
                 listener.close()
         if connections.cancelled_caught:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
@@ -107,16 +106,16 @@ class Worker(AsyncWorker):
             wait.deadline = min(wait.deadline or 0.0, fibers.now() + LINGER)
 
     def accept(self, listener: Any, where: Address, connections: Scope) -> None:
-        """Start a fiber for each connection; ride out a lack of descriptors."""
+        """Accept whoever comes; ride out a lack of descriptors."""
         pauses = 0
         while True:
-            self.places.acquire()
+            fibers.wait_readable(listener.fileno())
+            # Everybody at once, or new connections wait for one turn of the old ones each; but an idle worker leaves
+            # some to others.
+            most = self.cfg.backlog if self.cfg.workers == 1 else 1 + self.serving // SHARE
             try:
-                client, address = listener.accept()
+                self.accept_some(listener, where, connections, most)
             except OSError as error:
-                self.places.release()
-                if error.errno in ABORTED:
-                    continue
                 if error.errno not in EXHAUSTED:
                     raise
                 if not pauses:
@@ -125,27 +124,24 @@ class Worker(AsyncWorker):
                     )
                 fibers.sleep(PAUSES[min(pauses, len(PAUSES) - 1)])
                 pauses += 1
-            except BaseException:
-                self.places.release()
-                raise
             else:
                 pauses = 0
-                connections.spawn(self.handle, where, client, address)
 
-    def accept_waiting(self, listener: Any, where: Address, connections: Scope) -> None:
-        """Accept what has come before we stopped: they are connected, and nobody else may be there to answer."""
-        poll = select.poll()
-        poll.register(listener, select.POLLIN)
-        for _ in range(self.cfg.backlog):
-            if not poll.poll(0):
-                return
+    def accept_some(self, listener: Any, where: Address, connections: Scope, most: int) -> None:
+        """Start a fiber for each connection that has come, `most` at most; the listener does not block."""
+        for _ in range(most):
             self.places.acquire()
-            with fibers.move_on_after(BRIEF) as brief:
+            try:
                 client, address = listener.accept()
-                connections.spawn(self.handle, where, client, address)
-            if brief.cancelled_caught:
+            except OSError as error:
                 self.places.release()
-                return
+                if isinstance(error, BlockingIOError):
+                    return
+                if error.errno not in ABORTED:
+                    raise
+            else:
+                self.serving += 1
+                connections.spawn(self.handle, where, client, address)
 
     def handle(self, listener: Any, client: Any, address: Any) -> None:
         """Serve a connection, as the function of its fiber."""
@@ -163,6 +159,7 @@ class Worker(AsyncWorker):
             self.log.debug("The TLS handshake with %s failed: %s", address, error)
         finally:
             util.close(client)
+            self.serving -= 1
             self.places.release()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
