@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 TEST_ENV ?= build/test-$(subst /,_,$(PYTHON))
 REAL_ENV := build/real-$(subst /,_,$(PYTHON))
+SUITES_ENV := build/suites-$(subst /,_,$(PYTHON))
 TESTS ?= tests
 BENCH ?= all
 ARGS ?=
@@ -35,7 +36,7 @@ PYTEST = mkdir -p build/run && cd build/run && FIBERS_INSTALLED=1 $(abspath $(TE
 # tests/driver makes its own drivers, all of them: once is enough.
 DRIVER_TESTS = $(filter tests/driver%,$(TESTS))
 
-.PHONY: help demo test installed forbidden lint types bench table build soak mutants sanitize stdlib real develop packages clean
+.PHONY: help demo test installed forbidden lint types bench table build soak mutants sanitize stdlib real suites develop packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -90,6 +91,9 @@ real: $(REAL_ENV)/installed.stamp  ## real libraries, programs and servers, all 
 	mkdir -p build/run && cd build/run && FIBERS_REAL=1 $(abspath $(REAL_ENV))/bin/pytest \
 		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests/real $(ARGS)
 
+suites: $(SUITES_ENV)/installed.stamp  ## the own tests of requests, urllib3, PyMySQL and redis-py, plain and in fibers, side by side (minutes; ARGS='requests')
+	mkdir -p build/run && cd build/run && $(abspath $(SUITES_ENV))/bin/python $(CURDIR)/tests/real/suites.py $(ARGS)
+
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
 	cd tests && $(CURDIR)/$(VENV)/bin/python -m mutants $(ARGS)
 
@@ -110,7 +114,7 @@ SERVERS := openssl nginx redis-server postgres=postgresql mariadbd=mariadb-serve
 packages:
 	@.ci/packages $(PYTHON) $(if $(filter test installed soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
 		$(if $(filter soak,$(MAKECMDGOALS)),clang) \
-		$(if $(filter real,$(MAKECMDGOALS)),$(SERVERS))
+		$(if $(filter real suites,$(MAKECMDGOALS)),$(SERVERS))
 
 # The checkout in place. No build isolation: the build tools stay in .venv, a changed C file costs seconds.
 $(VENV)/develop.stamp: $(C_SOURCES) | packages
@@ -147,4 +151,10 @@ $(REAL_ENV)/installed.stamp: $(SDIST) pyproject.toml | packages
 	test -x $(REAL_ENV)/bin/python || $(PYTHON) -m venv $(REAL_ENV)
 	$(REAL_ENV)/bin/python $(PIP) uninstall -qq -y fibers-io
 	$(REAL_ENV)/bin/python $(PIP) install "$$(ls dist/fibers_io-*.tar.gz)[test,real]"
+	@touch $@
+
+$(SUITES_ENV)/installed.stamp: $(SDIST) pyproject.toml | packages
+	test -x $(SUITES_ENV)/bin/python || $(PYTHON) -m venv $(SUITES_ENV)
+	$(SUITES_ENV)/bin/python $(PIP) uninstall -qq -y fibers-io
+	$(SUITES_ENV)/bin/python $(PIP) install "$$(ls dist/fibers_io-*.tar.gz)[suites]"
 	@touch $@

@@ -1,0 +1,157 @@
+"""The own test suites of libraries, plain and under `python -m fibers`, side by side: `make suites ARGS='requests'`.
+
+The sources are fetched, never kept: sdists, and for PyMySQL, whose sdist is without tests, a clone of its repository
+(or what $FIBERS_SUITES names). The exit status is 1 if a test passes plain, fails in fibers, and no reason is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from real import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE = 1800.0
+
+
+@dataclass
+class Suite:
+    """One suite: where its source is, what pytest is given, which server it needs, and what differs, with the cause."""
+
+    source: str
+    arguments: list[str]
+    server: Callable[[Path], Any] = lambda _folder: contextlib.nullcontext([])
+    known: dict[str, str] | None = None  # a pattern of test ids: why they differ
+
+
+@contextlib.contextmanager
+def redis(_folder: Path) -> Iterator[list[str]]:
+    """Run redis, and say where."""
+    with servers.start_redis() as server:
+        yield [f"--redis-url=redis://127.0.0.1:{server.port}/0"]
+
+
+@contextlib.contextmanager
+def mariadb(folder: Path) -> Iterator[list[str]]:
+    """Run MariaDB with the databases that PyMySQL's tests want."""
+    with servers.start_mariadb() as server:
+        who = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        import pymysql
+
+        with pymysql.connect(**who) as connection, connection.cursor() as cursor:
+            for name in ("test1", "test2"):
+                cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+            cursor.execute("SET GLOBAL local_infile = ON")
+        databases = [
+            {**who, "database": "test1", "use_unicode": True, "local_infile": True},
+            {**who, "database": "test2"},
+        ]
+        (folder / "pymysql/tests/databases.json").write_text(json.dumps(databases))
+        yield []
+
+
+STANDALONE = "not redismod and not onlycluster and not ssl and not replica and not cp_integration and not experimental"
+ABOUT = (
+    "background cache client commands connection connection_pool encoding lock monitor multiprocessing pipeline pubsub"
+)
+ABOUT += " retry scripting sentinel"
+SUITES = {
+    "requests": Suite("requests", ["tests"]),
+    "urllib3": Suite("urllib3", ["test", "--ignore=test/contrib/emscripten", "-p", "no:asyncio", "-p", "no:anyio"]),
+    "pymysql": Suite("https://github.com/PyMySQL/PyMySQL", ["pymysql/tests"], mariadb),
+    "redis": Suite(
+        "redis",
+        [*(f"tests/test_{each}.py" for each in ABOUT.split()), "-m", STANDALONE],
+        redis,
+    ),
+}
+
+
+def unpack(suite: Suite, folder: Path) -> Path:
+    """Fetch the source of the version that is installed."""
+    if suite.source.startswith("https:"):
+        given = os.environ.get("FIBERS_SUITES", suite.source)
+        subprocess.run(["git", "clone", "-q", "--depth=1", given, str(folder / "clone")], check=True)
+        return folder / "clone"
+    from importlib.metadata import version
+
+    wanted = f"{suite.source}=={version(suite.source)}"
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", wanted]
+    subprocess.run([*pip, "-d", str(folder)], check=True)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder)
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+def run(suite: Suite, folder: Path, *before: str) -> dict[str, str]:
+    """Run a suite; what became of each test."""
+    report = folder / "report.xml"
+    report.unlink(missing_ok=True)
+    with suite.server(folder) as options:
+        command = [
+            sys.executable,
+            *before,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=120",
+            "--tb=short",
+        ]
+        child = subprocess.run(
+            [*command, f"--junitxml={report}", *suite.arguments, *options],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert report.exists(), f"no report: {child.stdout[-5000:]}"
+    found = {}
+    for case in ET.parse(report).iter("testcase"):
+        kinds = {part.tag for part in case} & {"failure", "error", "skipped"}
+        found[f"{case.get('classname')}::{case.get('name')}"] = min(kinds, default="passed")
+    return found
+
+
+def compare(name: str) -> bool:
+    """Run a suite in both ways; print what differs. True if all of that is known."""
+    suite = SUITES[name]
+    with tempfile.TemporaryDirectory() as made:
+        folder = unpack(suite, Path(made))
+        plain, fibers = run(suite, folder), run(suite, folder, "-m", "fibers")
+    counts = [
+        f"{kind} {list(found.values()).count('passed')} of {len(found)}"
+        for kind, found in (("plain", plain), ("fibers", fibers))
+    ]
+    print(f"{name}: passed: {', '.join(counts)}", flush=True)
+    fine = True
+    for test in sorted({*plain, *fibers}):
+        one, other = plain.get(test, "missing"), fibers.get(test, "missing")
+        if one == other:
+            continue
+        why = next((why for pattern, why in (suite.known or {}).items() if re.search(pattern, test)), None)
+        fine &= why is not None or one != "passed"
+        print(f"  {test}: {one}, in fibers {other}: {why or 'not known why'}", flush=True)
+    return fine
+
+
+if __name__ == "__main__":
+    fine = [compare(name) for name in sys.argv[1:] or SUITES]
+    sys.exit(not all(fine))
