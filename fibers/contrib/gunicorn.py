@@ -47,6 +47,7 @@ class Worker(AsyncWorker):
 
     def init_process(self) -> None:
         """Patch, and be a run until the worker ends."""
+        signal.signal(signal.SIGTERM, self.handle_exit)  # what comes before gunicorn sets its own would be lost
         monkey.patch_all()
         fibers.run(super().init_process)
 

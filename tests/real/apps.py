@@ -40,6 +40,8 @@ def bare(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
         finally:
             mark("cleaned up")
         answer = b"never"
+    elif path == "/pid":
+        answer = str(os.getpid()).encode()
     elif path == "/echo":
         answer = environ["wsgi.input"].read()
     elif path == "/stream":
