@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import socket
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,10 +119,24 @@ def serving(name: str, port: str, count: str, cores: Cores) -> Iterator[None]:
             server.read_line(PATIENCE)
             yield
         return
-    with process(["redis-server", "--port", port, "--bind", HOST, "--save", ""], cores.client) as server:
-        while "Ready to accept" not in server.read_line(PATIENCE):
-            pass
+    with process(
+        ["redis-server", "--port", port, "--bind", HOST, "--save", "", "--loglevel", "warning"], cores.client
+    ) as server:
+        deadline = time.monotonic() + PATIENCE
+        while not listens(int(port)):
+            if server.ended() or time.monotonic() > deadline:
+                raise server.failure("redis-server does not listen")
+            time.sleep(0.05)
         yield
+
+
+def listens(port: int) -> bool:
+    """Tell whether somebody accepts connections."""
+    try:
+        socket.create_connection((HOST, port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def preparing(peer: str, table: Table) -> Callable[[], list[str]]:
