@@ -387,7 +387,12 @@ def test_case_58_a_wait_for_a_descriptor_that_races_a_cancel_takes_nothing(wait:
                 if wait is fibers.wait_readable:
                     assert a.recv(2) == b"x"
                 else:
-                    assert [a.send(b"x") for _ in range(full)] == [1] * full
+                    sent = 0
+                    while sent < full:  # the receiver may still be at it: there is room for the first, not yet for all
+                        try:
+                            sent += a.send(b"x")
+                        except BlockingIOError:
+                            wait(a.fileno())
 
     bounded(main, patience(rounds))
     print(f"\n{wait.__name__}: {dict(outcomes)}")
