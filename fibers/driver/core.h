@@ -162,6 +162,7 @@ struct fb_verbs {
     int (*close_fd)(struct fb_driver *, int fd);             /* or NULL: close(2) */
     void (*close)(struct fb_driver *);
     void (*abandon)(struct fb_driver *);                  /* close what a fork inherited, touch nothing else */
+    uint8_t gathers;          /* ops submitted in one pass of the scheduler share a system call */
 };
 
 struct fb_driver {

@@ -538,13 +538,27 @@ void fb_disarm(Fiber *f)
         fb_timer_disarm(&f->runtime->timers, &f->timer);
 }
 
+/* Sends at once, or together.
+ *
+ * Facts: an answer nearly always fits into the socket's buffer. At once it costs a system call of its own; through a ring
+ * that the pass submits as a whole it costs a switch to the next fiber and back. With others ready to run the ring made
+ * a request an eighth cheaper, at 100 connections and at 10,000 (Linux 6.18, 1 KiB).
+ * Choice: at once only if nobody else is ready, or on a driver that makes a call for each op anyway.
+ * Cost: one look at the ready queue. */
+static int waits_for_company(const Runtime *rt, const struct fb_op *op)
+{
+    return rt->ready.len && rt->driver->verbs->gathers &&
+           (op->code == FB_SEND || op->code == FB_SENDALL || op->code == FB_SENDMSG);
+}
+
 int fb_perform(Fiber *f, struct file *file, int64_t timeout_ns)
 {
     struct fb_op *op = &f->op;
     int r;
     op->file = file ? &file->kept : NULL;
     /* Not for ever: a fiber whose operations never block parks after so many, and the others run (rule F8). */
-    if (f->runtime->unparked < FB_UNPARKED_LIMIT && fb_attempt(f->runtime->driver, op)) {
+    if (f->runtime->unparked < FB_UNPARKED_LIMIT && !waits_for_company(f->runtime, op) &&
+        fb_attempt(f->runtime->driver, op)) {
         f->runtime->unparked++;
         return 0;
     }

@@ -350,12 +350,7 @@ static void submit_to_interest(struct uring *u, struct fb_interest *it, struct f
         arm(u, it);
 }
 
-/* Attempts.
- *
- * Facts: an answer nearly always fits into the socket's buffer. Through the ring it costs an SQE, a CQE and a switch to
- * another fiber and back; at once it costs a system call of its own.
- * Choice: at once; what does not fit goes on through the ring.
- * Cost: an answer leaves alone and not with those of its pass. */
+/* Attempts: without a wait, as the scheduler asks; what does not fit goes on through the ring. */
 
 static int attempt_recv(struct uring *u, struct fb_interest *it, struct fb_op *op)
 {
@@ -836,6 +831,7 @@ static const struct fb_verbs URING = {
     .unfollow = uring_unfollow,
     .close = uring_close,
     .abandon = uring_abandon,
+    .gathers = 1,
 };
 
 struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error, const char **step)
