@@ -86,7 +86,6 @@ struct fiber {
 
 /* With the collector's header 512 bytes, the most that CPython's own allocator serves: malloc costs a spawn 20 % more. */
 _Static_assert(sizeof(void *) != 8 || sizeof(Fiber) <= 512 - 16, "a Fiber is allocated by malloc");
-enum { UNPARKED_LIMIT = 128 }; /* operations without a wait, then the fiber yields (rule F8) */
 
 enum timer_kind { TIMER_WAIT = 0, TIMER_DEADLINE, TIMER_GRACE };
 

@@ -621,7 +621,7 @@ static PyObject *m_turn(PyObject *module, PyObject *what)
     (void)what;
     if (!f || fb_may_park(f, "wait") < 0 || fb_check(f) < 0)
         return NULL;
-    if (f->runtime->unparked++ >= UNPARKED_LIMIT && (fb_park(f, WAIT_YIELD) < 0 || fb_check(f) < 0))
+    if (f->runtime->unparked++ >= FB_UNPARKED_LIMIT && (fb_park(f, WAIT_YIELD) < 0 || fb_check(f) < 0))
         return NULL;
     Py_RETURN_NONE;
 }
