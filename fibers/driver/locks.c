@@ -597,18 +597,14 @@ static PyTypeObject LockType = {
     .tp_methods = LOCK_METHODS,
 };
 
+/* A lock but for its type, which wait_for() looks at. */
 static PyTypeObject WaiterType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "_thread.lock",
     .tp_basicsize = sizeof(Lock),
-    .tp_flags = LOCK_FLAGS,
+    .tp_flags = LOCK_FLAGS & ~Py_TPFLAGS_HAVE_GC, /* inherited, with what the collector calls */
+    .tp_base = &LockType,     /* for isinstance, too; nothing else may derive from it */
     NEW_LOCK
-    .tp_dealloc = (destructor)lock_dealloc,
-    .tp_traverse = (traverseproc)lock_traverse,
-    .tp_clear = (inquiry)lock_clear,
-    .tp_repr = (reprfunc)lock_repr,
-    .tp_weaklistoffset = offsetof(Lock, weakrefs),
-    .tp_methods = LOCK_METHODS,
 };
 
 static PyTypeObject RLockType = {
@@ -882,7 +878,6 @@ int fb_add_locks(PyObject *module)
     PyObject *thread = PyImport_ImportModule("_thread");
     plain_local = thread ? PyObject_GetAttrString(thread, "_local") : NULL;
     Py_XDECREF(thread);
-    WaiterType.tp_base = &LockType; /* for isinstance; nothing else may derive from it */
     LockType.tp_flags |= Py_TPFLAGS_BASETYPE;
     if (!plain_local || add(module, "Lock", &LockType) < 0 || add(module, "Waiter", &WaiterType) < 0 ||
         add(module, "RLock", &RLockType) < 0 || add(module, "Local", &LocalType) < 0)
