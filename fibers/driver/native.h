@@ -166,12 +166,14 @@ typedef struct {
     uint8_t caught;
 } Scope;
 
-/* A file: what stream.c keeps for each fd, with the ops in flight on it. */
+/* A file: what stream.c and socket.c keep for each fd, with the ops in flight on it. */
 struct file {
     struct fb_op *ops;        /* borrowed: each lives in its parked fiber */
     Fiber *closer;            /* borrowed: parked until `ops` is empty */
     struct fb_file kept;      /* the driver's notes on it */
-    int fd;
+    struct fb_interest *interest; /* owned or NULL: what receives wait on, from the second one on */
+    uint8_t received;         /* there was a first */
+    int fd;                   /* -1 once it is being closed, though its ops are still there */
 };
 
 extern __thread Runtime *fb_runtime;
@@ -184,6 +186,10 @@ Fiber *fb_here(const char *what);
 /* The file record of a File or of a socket.socket; NULL if it is none, or with an exception. */
 struct file *fb_file(PyObject *o);
 struct file *fb_socket_file(PyObject *o);
+/* stream.c: receive with FB_RECV or FB_RECV_INTO. 0, and the op's res says how it went; or -1 with an exception. */
+int fb_receive(struct file *file, Fiber *f, int code, void *data, Py_ssize_t n, int64_t limit);
+PyObject *fb_receive_bytes(struct file *file, Fiber *f, Py_ssize_t n, int64_t limit);
+void fb_drop_interest(struct file *file);
 /* Where may a patched call block: 0, and the fiber to park, or NULL where the original blocks; -1 where nothing may. */
 int fb_may_block(PyObject *module, Fiber **here);
 /* The entry of a cancel point: 0, or -1 with the exception set. */

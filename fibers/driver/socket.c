@@ -30,8 +30,6 @@ typedef struct {
 
 struct record {
     struct file file;
-    struct fb_interest *interest; /* owned or NULL: what receives wait on, from the second one on */
-    uint8_t received;
     PyObject *bare;           /* owned or NULL: a _socket.socket on the same fd that never waits */
 };
 
@@ -48,18 +46,6 @@ static int room;
 
 static struct record *find(int fd) { return fd >= 0 && fd < room ? records[fd] : NULL; }
 
-static void drop_interest(struct record *r)
-{
-    struct fb_interest *it = r->interest;
-    r->interest = NULL;
-    if (!it)
-        return;
-    if (!it->driver || (fb_runtime && fb_runtime->driver == it->driver))
-        fb_unfollow(it);
-    else
-        fb_orphan(it);
-}
-
 static int forked(struct record *r) { return r->file.ops && ((Fiber *)r->file.ops->owner)->runtime->forked; }
 
 /* Nobody waits on it: its memory goes, and the fd may be closed. */
@@ -67,9 +53,9 @@ static void end(struct record *r)
 {
     if (forked(r)) {
         r->file.ops = NULL; /* its fibers do not exist here */
-        r->interest = NULL;
+        r->file.interest = NULL;
     }
-    drop_interest(r);
+    fb_drop_interest(&r->file);
     if (fb_runtime && fb_runtime->driver)
         fb_drop_file(fb_runtime->driver, &r->file.kept);
     if (r->bare) {
@@ -117,6 +103,7 @@ static int leave(int fd)
         return 0;
     if (r->file.ops && !forked(r)) {
         records[fd] = NULL;
+        r->file.fd = -1;
         if (r->bare)
             ((Socket *)r->bare)->fd = -1;
         if (!f || ((Fiber *)r->file.ops->owner)->runtime != rt || r->file.closer)
@@ -213,7 +200,7 @@ static PyObject *call_rare(int which, PyObject *self, PyObject *const *argv, Py_
 
 static int is_stream(Socket *s) { return (s->type & 0xf) == SOCK_STREAM; }
 
-/* 0, or -1 with an exception. The fiber's op is its own; the record is shared. */
+/* NULL, with an exception. The fiber's op is its own; the record is shared. */
 static struct record *enter(Socket *s, Fiber *f)
 {
     struct record *r;
@@ -229,71 +216,10 @@ static struct record *enter(Socket *s, Fiber *f)
 
 /* Receiving. */
 
-static struct fb_interest *interest_for(struct record *r, struct fb_driver *d)
-{
-    if (r->interest && r->interest->driver != d)
-        drop_interest(r);
-    if (!r->interest && r->received)
-        r->interest = fb_follow(d, r->file.fd);
-    r->received = 1;
-    return r->interest;
-}
-
-static void prepare_receive(struct fb_op *op, int code, int fd, void *data, Py_ssize_t n, struct fb_interest *it)
-{
-    fb_prepare(op, code, fd);
-    op->data = data;
-    op->len = (uint64_t)n;
-    op->extra = it;
-}
-
-/* As in stream.c: with an interest a wait tells that there may be something, and the receive is tried again. The record
- * is looked for anew after each wait: closing the socket has ended it. */
-static int perform_receive(Socket *s, Fiber *f, int code, void *data, Py_ssize_t n)
-{
-    Runtime *rt = f->runtime;
-    struct fb_op *op = &f->op;
-    struct record *r = enter(s, f);
-    int fd = s->fd;
-    int64_t limit = s->timeout, left = limit, begun = limit < 0 ? 0 : fb_clock(rt);
-    struct fb_interest *it;
-    if (!r)
-        return -1;
-    it = interest_for(r, rt->driver);
-    for (;;) {
-        uint8_t why;
-        prepare_receive(op, code, fd, data, n, it);
-        if (fb_perform(f, &r->file, left) < 0)
-            return -1;
-        if (!it || op->res != -EAGAIN)
-            return 0;
-        why = op->why;
-        if (find(fd) != r) {
-            op->why = FB_BY_CLOSE;
-            return 0;
-        }
-        prepare_receive(op, code, fd, data, n, it);
-        if (fb_attempt(rt->driver, op))
-            return 0;
-        if (fb_check(f) < 0)
-            return -1;
-        if (limit >= 0) {
-            left = limit - (fb_clock(rt) - begun);
-            if (left < 0)
-                left = 0;
-        }
-        if (why == FB_BY_TIMEOUT) {
-            op->why = why;
-            op->res = -ECANCELED;
-            return 0;
-        }
-    }
-}
-
 static PyObject *sock_recv(PyObject *self, PyObject *const *argv, Py_ssize_t n)
 {
     Socket *s = (Socket *)self;
-    PyObject *bytes;
+    struct record *r;
     Py_ssize_t size;
     Fiber *f;
     int here = parks(s, &f);
@@ -303,21 +229,15 @@ static PyObject *sock_recv(PyObject *self, PyObject *const *argv, Py_ssize_t n)
         PyErr_Clear();
         return call_rare(RECV, self, argv, n, NULL);
     }
-    if (perform_receive(s, f, FB_RECV, NULL, size) < 0) {
-        fb_release(f->runtime->driver, &f->op);
-        return NULL;
-    }
-    if (f->op.res < 0)
-        return fb_op_error(f);
-    bytes = PyBytes_FromStringAndSize(f->op.data, f->op.res);
-    fb_release(f->runtime->driver, &f->op);
-    return bytes;
+    r = enter(s, f);
+    return r ? fb_receive_bytes(&r->file, f, size, s->timeout) : NULL;
 }
 
 static PyObject *sock_recv_into(PyObject *self, PyObject *const *argv, Py_ssize_t n, PyObject *kwnames)
 {
     Socket *s = (Socket *)self;
     PyObject *result = NULL;
+    struct record *r;
     Py_buffer view;
     Fiber *f;
     int here = parks(s, &f);
@@ -329,7 +249,7 @@ static PyObject *sock_recv_into(PyObject *self, PyObject *const *argv, Py_ssize_
         return NULL;
     if (view.len == 0)
         result = PyLong_FromLong(0);
-    else if (perform_receive(s, f, FB_RECV_INTO, view.buf, view.len) == 0)
+    else if ((r = enter(s, f)) && fb_receive(&r->file, f, FB_RECV_INTO, view.buf, view.len, s->timeout) == 0)
         result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
     PyBuffer_Release(&view);
     return result;
@@ -387,7 +307,7 @@ static PyObject *send_buffer(int which, PyObject *self, PyObject *const *argv, P
             fb_op_error(f);
             break;
         }
-        if (find(fd) != r) {
+        if (r->file.fd < 0) {
             errno = EBADF;
             PyErr_SetFromErrno(PyExc_OSError);
             break;

@@ -27,8 +27,6 @@ typedef struct {
     int64_t timeout;          /* of each operation, ns; -1: none */
     Fiber *sender;            /* borrowed: whose turn it is; parked or running inside a send */
     struct line senders;      /* who waits for a turn */
-    struct fb_interest *interest; /* owned or NULL: what receives wait on, from the second one on */
-    uint8_t received;         /* there was a first */
     PyObject *buffered;       /* owned bytearray or NULL */
     PyObject *broken;         /* owned str or NULL: why nothing can be sent any more */
     PyObject *weakrefs;
@@ -102,10 +100,10 @@ static PyObject *take_buffered(Stream *s, Py_ssize_t n)
 }
 
 /* The interest may be that of a run which has ended, or of another thread's, which goes on without us. */
-static void drop_interest(Stream *s)
+void fb_drop_interest(struct file *file)
 {
-    struct fb_interest *it = s->interest;
-    s->interest = NULL;
+    struct fb_interest *it = file->interest;
+    file->interest = NULL;
     if (!it)
         return;
     if (!it->driver || (fb_runtime && fb_runtime->driver == it->driver))
@@ -114,47 +112,46 @@ static void drop_interest(Stream *s)
         fb_orphan(it);
 }
 
-/* A stream that receives once needs no interest: setting it up and ending it costs more than one receive. */
-static struct fb_interest *interest_for(Stream *s, struct fb_driver *d)
+/* A file that receives once needs no interest: setting it up and ending it costs more than one receive. */
+static struct fb_interest *interest_for(struct file *file, struct fb_driver *d)
 {
-    if (s->interest && s->interest->driver != d)
-        drop_interest(s);
-    if (!s->interest && s->received)
-        s->interest = fb_follow(d, s->file.fd);
-    s->received = 1;
-    return s->interest;
+    if (file->interest && file->interest->driver != d)
+        fb_drop_interest(file);
+    if (!file->interest && file->received)
+        file->interest = fb_follow(d, file->fd);
+    file->received = 1;
+    return file->interest;
 }
 
-static void prepare_receive(struct fb_op *op, int code, Stream *s, void *data, Py_ssize_t n, struct fb_interest *it)
+static void prepare_receive(struct fb_op *op, int code, int fd, void *data, Py_ssize_t n, struct fb_interest *it)
 {
-    fb_prepare(op, code, s->file.fd);
+    fb_prepare(op, code, fd);
     op->data = data;
     op->len = (uint64_t)n;
     op->extra = it;
 }
 
-/* 0, and the op's res says how it went; or -1 with an exception. */
-static int perform_receive(Stream *s, Fiber *f, int code, void *data, Py_ssize_t n)
+int fb_receive(struct file *file, Fiber *f, int code, void *data, Py_ssize_t n, int64_t limit)
 {
     Runtime *rt = f->runtime;
     struct fb_op *op = &f->op;
-    struct fb_interest *it = interest_for(s, rt->driver);
-    int64_t limit = s->timeout, left = limit, begun = limit < 0 ? 0 : fb_clock(rt);
+    struct fb_interest *it = interest_for(file, rt->driver);
+    int64_t left = limit, begun = limit < 0 ? 0 : fb_clock(rt);
     for (;;) {
         uint8_t why;
-        prepare_receive(op, code, s, data, n, it);
-        if (fb_perform(f, &s->file, left) < 0)
+        prepare_receive(op, code, file->fd, data, n, it);
+        if (fb_perform(f, file, left) < 0)
             return -1;
         if (!it || op->res != -EAGAIN)
             return 0;
-        /* There may be something now, unless another fiber took it or closed the stream meanwhile. What is there is
+        /* There may be something now, unless another fiber took it or closed the file meanwhile. What is there is
          * taken, also by a cancelled fiber: it happened before (rule F9). */
         why = op->why;
-        if (s->file.fd < 0) {
+        if (file->fd < 0) {
             op->why = FB_BY_CLOSE;
             return 0;
         }
-        prepare_receive(op, code, s, data, n, it);
+        prepare_receive(op, code, file->fd, data, n, it);
         if (fb_attempt(rt->driver, op))
             return 0;
         if (fb_check(f) < 0)
@@ -172,10 +169,10 @@ static int perform_receive(Stream *s, Fiber *f, int code, void *data, Py_ssize_t
     }
 }
 
-static PyObject *receive(Stream *s, Fiber *f, Py_ssize_t n)
+PyObject *fb_receive_bytes(struct file *file, Fiber *f, Py_ssize_t n, int64_t limit)
 {
     PyObject *bytes;
-    if (perform_receive(s, f, FB_RECV, NULL, n) < 0) {
+    if (fb_receive(file, f, FB_RECV, NULL, n, limit) < 0) {
         fb_release(f->runtime->driver, &f->op);
         return NULL;
     }
@@ -198,7 +195,7 @@ static PyObject *stream_recv(Stream *s, PyObject *arg)
         return NULL;
     if (n == 0)
         return PyBytes_FromStringAndSize(NULL, 0);
-    return buffered_size(s) ? take_buffered(s, n) : receive(s, f, n);
+    return buffered_size(s) ? take_buffered(s, n) : fb_receive_bytes(&s->file, f, n, s->timeout);
 }
 
 /* _receive(n): from the socket, past what is buffered. */
@@ -208,7 +205,7 @@ static PyObject *stream_receive(Stream *s, PyObject *arg)
     Fiber *f;
     if ((n == -1 && PyErr_Occurred()) || !(f = begin(s, "recv")))
         return NULL;
-    return receive(s, f, n);
+    return fb_receive_bytes(&s->file, f, n, s->timeout);
 }
 
 static PyObject *stream_recv_into(Stream *s, PyObject *arg)
@@ -231,7 +228,7 @@ static PyObject *stream_recv_into(Stream *s, PyObject *arg)
             result = PyLong_FromSsize_t(n);
         goto out;
     }
-    if (perform_receive(s, f, FB_RECV_INTO, view.buf, view.len) < 0)
+    if (fb_receive(&s->file, f, FB_RECV_INTO, view.buf, view.len, s->timeout) < 0)
         goto out;
     result = f->op.res < 0 ? fb_op_error(f) : PyLong_FromLong(f->op.res);
 out:
@@ -587,7 +584,7 @@ static PyObject *stream_relay(Stream *s, PyObject *const *argv, Py_ssize_t argc)
             PyObject *buffered = take_buffered(s, n);
             return buffered ? Py_BuildValue("(nN)", moved, buffered) : NULL;
         }
-        if (perform_receive(s, f, FB_RECV, NULL, n) < 0) {
+        if (fb_receive(&s->file, f, FB_RECV, NULL, n, s->timeout) < 0) {
             fb_release(f->runtime->driver, &f->op);
             return NULL;
         }
@@ -781,7 +778,7 @@ static int close_stream(Stream *s)
             if (fb_park(f, WAIT_CLOSE) < 0)
                 break;
         s->file.closer = NULL;
-        drop_interest(s);
+        fb_drop_interest(&s->file);
         drop_file(s);
         Py_DECREF(s);
         fb_close_fd(rt->driver, fd);
@@ -789,7 +786,7 @@ static int close_stream(Stream *s)
     }
     drop_file(s);
     s->file.fd = -1;
-    drop_interest(s);
+    fb_drop_interest(&s->file);
     fb_close_fd(rt ? rt->driver : NULL, fd); /* EINTR and EIO: on Linux the fd is gone all the same */
     return 0;
 }
@@ -808,7 +805,7 @@ static PyObject *stream_detach(Stream *s, PyObject *ignored)
     (void)ignored;
     if (s->file.ops)
         return PyErr_Format(PyExc_RuntimeError, "can't detach a stream while fibers wait on it");
-    drop_interest(s);
+    fb_drop_interest(&s->file);
     drop_file(s);
     s->file.fd = -1;
     return PyLong_FromLong(fd);
