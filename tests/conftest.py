@@ -92,6 +92,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"contract: {WRAPPER.count():,} operations checked")
 
 
+@pytest.fixture
+def patched() -> Iterator[None]:
+    """The standard library, patched for the length of a test."""
+    from fibers import monkey  # what tests without it do not import
+
+    monkey.patch_all()
+    try:
+        yield
+    finally:
+        monkey.undo()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     before, threads = open_fds(), native_threads() - resting()

@@ -23,11 +23,10 @@ import pytest
 from helpers import near
 
 import fibers
-from fibers import monkey
 from fibers.testing import Faults, Simulation, SimulationError, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 CALM = Faults.none()
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
@@ -294,15 +293,6 @@ def test_a_function_imported_by_name_is_replaced_there() -> None:
 
 
 # Sockets of the standard library
-
-
-@pytest.fixture
-def patched() -> Iterator[None]:
-    monkey.patch_all()
-    try:
-        yield
-    finally:
-        monkey.undo()
 
 
 @pytest.mark.usefixtures("patched")

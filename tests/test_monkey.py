@@ -18,7 +18,6 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import greenlet
@@ -31,13 +30,7 @@ from fibers import monkey
 REAL = {"start_new_thread": _thread.start_new_thread}
 
 
-@pytest.fixture(autouse=True)
-def patched() -> Iterator[None]:
-    monkey.patch_all()
-    try:
-        yield
-    finally:
-        monkey.undo()
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 # Not the functions themselves: they are collected before anything is patched.

@@ -22,13 +22,7 @@ PATIENCE = 30.0
 RECENT = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def patched() -> Iterator[None]:
-    monkey.patch_all()
-    try:
-        yield
-    finally:
-        monkey.undo()
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def everywhere(work: Callable[[random.Random], None], fibers_each: int = 4, threads: int = 2) -> None:

@@ -28,14 +28,7 @@ from helpers import bounded, raised
 import fibers
 from fibers import monkey
 
-
-@pytest.fixture(autouse=True)
-def patched() -> Iterator[None]:
-    monkey.patch_all()
-    try:
-        yield
-    finally:
-        monkey.undo()
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def test_1777_contexts_made_before_ssl_was_patched() -> None:

@@ -25,7 +25,6 @@ import urllib3
 from helpers import bounded, raised
 
 import fibers
-from fibers import monkey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,13 +35,7 @@ PATIENCE = 30.0
 PLENTY = 100
 
 
-@pytest.fixture(autouse=True)
-def patched() -> Iterator[None]:
-    monkey.patch_all()
-    try:
-        yield
-    finally:
-        monkey.undo()
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def run(main: Callable[[], Any]) -> Any:
