@@ -10,13 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import HOST, Cores, Missing, check_module, free_port, process, raise_open_files
+from benchmarks.harness import (
+    HOST,
+    Cores,
+    Missing,
+    check_module,
+    free_port,
+    process,
+    raise_open_files,
+    wait_for_port,
+)
 from benchmarks.report import Budget, Result, Row, interleave, prepared
 
 if TYPE_CHECKING:
@@ -122,21 +129,8 @@ def serving(name: str, port: str, count: str, cores: Cores) -> Iterator[None]:
     with process(
         ["redis-server", "--port", port, "--bind", HOST, "--save", "", "--loglevel", "warning"], cores.client
     ) as server:
-        deadline = time.monotonic() + PATIENCE
-        while not listens(int(port)):
-            if server.ended() or time.monotonic() > deadline:
-                raise server.failure("redis-server does not listen")
-            time.sleep(0.05)
+        wait_for_port(server, int(port), PATIENCE)
         yield
-
-
-def listens(port: int) -> bool:
-    """Tell whether somebody accepts connections."""
-    try:
-        socket.create_connection((HOST, port), timeout=PATIENCE).close()
-    except OSError:
-        return False
-    return True
 
 
 def preparing(peer: str, table: Table) -> Callable[[], list[str]]:

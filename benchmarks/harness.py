@@ -41,6 +41,7 @@ __all__ = [
     "progress",
     "raise_open_files",
     "tail",
+    "wait_for_port",
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +180,20 @@ def free_port() -> int:
     with socket.create_server((HOST, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def wait_for_port(server: Process, port: int, patience: float) -> None:
+    """Wait until a server accepts connections; Failure if it ends or takes longer than `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((HOST, port), timeout=patience).close()
+        except OSError:
+            if server.ended() or time.monotonic() > deadline:
+                raise server.failure("it does not listen") from None
+            time.sleep(0.05)
+        else:
+            return
 
 
 def check_module(module: str) -> None:

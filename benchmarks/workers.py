@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import HOST, Cores, Failure, Missing, Process, check_module, free_port, process
+from benchmarks.harness import HOST, Cores, Failure, Missing, check_module, free_port, process, wait_for_port
 from benchmarks.report import Budget, Result, Row, interleave, prepared
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace, names: Sequence[str], cores: Cores) -> list[Re
     def take(_result: Result, row: Row) -> tuple[float, dict[str, float]]:
         port = free_port()
         with process([*row.command, "-b", f"{HOST}:{port}"], cores.server) as server:
-            wait_for(server, port)
+            wait_for_port(server, port, PATIENCE)
             load(port, WARMUP, cores)
             worker = children(server.pid)
             before = sum(map(cpu_time, worker))
@@ -82,20 +80,6 @@ def preparing(peer: str) -> Callable[[], list[str]]:
         return [sys.executable, "-m", "gunicorn", *worker, "--log-level", "error", APPLICATION]
 
     return prepare
-
-
-def wait_for(server: Process, port: int) -> None:
-    """Wait until the server accepts connections."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            socket.create_connection((HOST, port)).close()
-        except OSError:
-            if server.ended() or time.monotonic() > deadline:
-                raise server.failure("it does not listen") from None
-            time.sleep(0.05)
-        else:
-            return
 
 
 def load(port: int, seconds: int, cores: Cores) -> dict[str, float]:
