@@ -7,14 +7,15 @@ that is inherited).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def run(*args: object, timeout: float = PATIENCE) -> subprocess.CompletedProcess
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(*args: object) -> Iterator[subprocess.Popen[str]]:
     """Run `python args...` beside the test; it is killed at the end if it still lives."""
     with (
@@ -66,8 +67,13 @@ def running(*args: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port where nobody listens: none of those that the kernel gives to whoever asks for any port, for another
+    suite on this machine may be the next to ask."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def connect(port: int, child: subprocess.Popen[str]) -> socket.socket:

@@ -1,7 +1,8 @@
 """An idle run sleeps: no timer ticks, no wake-ups, however long it lasts.
 
 The child holds fibers that sleep, that wait in accept and that wait in recv. It reads the runtime's counters
-around a quiet time, and marks that time with two writes, which strace sees.
+around a quiet time, and marks that time with two writes, which strace sees. Its sockets have paths in a directory of
+its own: nobody else connects to those by mistake.
 """
 
 import json
@@ -22,8 +23,8 @@ import fibers
 from fibers import net
 
 def main(seconds):
-    with net.listen(("127.0.0.1", 0)) as quiet, net.listen(("127.0.0.1", 0)) as listener:
-        with fibers.scope() as scope, net.connect(listener.local_addr) as peer, listener.accept() as stream:
+    with net.listen("quiet") as quiet, net.listen("busy") as listener:
+        with fibers.scope() as scope, net.connect("busy") as peer, listener.accept() as stream:
             for _ in range(100):
                 scope.spawn(fibers.sleep, 1000)
             for _ in range(10):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import bounded, raised
+from programs import HOST, free_port
 
 import fibers
 from fibers import net
@@ -34,8 +35,8 @@ def sleepy(_: Any) -> None:
     fibers.sleep(100)
 
 
-def serving(handler: Any = requests, **options: Any) -> net.Server:
-    return net.Server(handler, LOCAL, **options)
+def serving(handler: Any = requests, where: Any = LOCAL, **options: Any) -> net.Server:
+    return net.Server(handler, where, **options)
 
 
 def address_of(server: net.Server) -> Any:
@@ -140,8 +141,8 @@ def test_o2_a_wait_marked_after_the_drain_began_ends_at_once() -> None:
 
 def test_o2_a_stopping_server_refuses_new_connections() -> None:
     def main() -> None:
-        with serving() as server, net.connect(address_of(server)) as client:
-            where = address_of(server)
+        where = (HOST, free_port())
+        with serving(where=where) as server, net.connect(where) as client:
             client.sendall(b"slow\n")
             wait_all_blocked()
             server.stop(drain=60)
