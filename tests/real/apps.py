@@ -1,7 +1,8 @@
-"""The WSGI applications that gunicorn serves in the tests: bare, Flask's and Django's."""
+"""The WSGI applications that gunicorn serves in the tests: bare and Flask's; Django's is in guestbook.py."""
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 import time
@@ -16,6 +17,8 @@ MARK = os.environ.get("MARK_FILE", os.devnull)
 together = threading.Barrier(AT_ONCE)
 begun = threading.Semaphore(0)
 go = threading.Event()
+told = contextvars.ContextVar[str]("told")
+told.set("what main was told")
 
 
 def mark(word: str) -> None:
@@ -40,6 +43,8 @@ def bare(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
         finally:
             mark("cleaned up")
         answer = b"never"
+    elif path == "/context":
+        answer = told.get("nothing").encode()
     elif path == "/pid":
         answer = str(os.getpid()).encode()
     elif path == "/echo":
@@ -79,41 +84,29 @@ def stream() -> Iterator[bytes]:
 
 
 def make_flask() -> Any:
-    from flask import Flask, request
+    from flask import Flask, Response, g, request, stream_with_context
 
     app = Flask(__name__)
 
-    @app.route("/")
-    def hello() -> str:
-        return "Hello, World!"
+    @app.before_request
+    def remember() -> None:
+        g.number = request.headers["X-Number"]
 
     @app.route("/meet")
     def meet() -> str:
         together.wait(30)
-        return request.headers["X-Number"]
+        return f"{g.number} {request.headers['X-Number']}"
+
+    @app.route("/echo", methods=["POST"])
+    def echo() -> bytes:
+        return request.get_data()
+
+    @app.route("/stream")
+    def stream_with_number() -> Response:
+        return Response(stream_with_context(part + g.number.encode() for part in stream()))
+
+    @app.route("/fail")
+    def fail() -> str:
+        raise ValueError("on purpose")
 
     return app
-
-
-def make_django() -> Any:
-    import django
-    from django.conf import settings
-    from django.core.wsgi import get_wsgi_application
-    from django.http import HttpResponse
-    from django.urls import path
-
-    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="tests", LOGGING_CONFIG=None)
-    django.setup()
-
-    def hello(_request: Any) -> HttpResponse:
-        return HttpResponse("Hello, World!")
-
-    def meet(request: Any) -> HttpResponse:
-        together.wait(30)
-        return HttpResponse(request.headers["X-Number"])
-
-    urlpatterns[:] = [path("", hello), path("meet", meet)]
-    return get_wsgi_application()
-
-
-urlpatterns: list[Any] = []
