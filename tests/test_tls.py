@@ -231,11 +231,12 @@ def test_what_the_socket_below_knows_is_known() -> None:
     bounded(main)
 
 
-def test_what_the_stream_below_has_buffered_comes_first() -> None:
+@over_everything
+def test_what_the_stream_below_has_buffered_comes_first(below: Any) -> None:
     """STARTTLS: the first bytes of the handshake arrive with the line before."""
 
     def main() -> None:
-        a, b = memory_stream_pair()
+        a, b = below()
         accepting = fibers.spawn(tls.wrap, a, client_context(), server_hostname="localhost")
         wait_all_blocked()
         assert b.recv(1) == b"\x16"
@@ -529,6 +530,62 @@ def test_bytes_that_were_changed_on_the_way_are_an_error() -> None:
         with both(lambda: (ours, theirs)) as (_, server):
             ours.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
             assert isinstance(raised(server.recv, 1), ssl.SSLError)
+
+    bounded(main)
+
+
+# A receive of more than a record: records that came together are given out together.
+
+RECORD = 16384
+GOOD = bytes(range(256)) * (3 * RECORD // 256)
+
+
+@over_everything
+def test_whole_records_are_received_together(below: Any) -> None:
+    def main() -> None:
+        with both(below) as (client, server):
+            sender = fibers.spawn(client.sendall, GOOD)
+            sender.join()
+            wait_all_blocked()
+            sizes = []
+            received = bytearray()
+            while len(received) < len(GOOD):
+                received += (data := server.recv(2 * RECORD))
+                sizes.append(len(data))
+            assert received == GOOD
+            assert max(sizes) == (RECORD if below is tls_pair else 2 * RECORD)
+            client.sendall(b"short")
+            assert server.recv(2 * RECORD) == b"short"
+
+    bounded(main)
+
+
+@pytest.mark.parametrize(
+    ("behind", "error"),
+    [
+        (lambda below, _: below.sendall(b"\x17\x03\x03\x40\x20" + bytes(0x4020)), ssl.SSLError),
+        (lambda below, _: below.close(), ssl.SSLEOFError),
+        (lambda _, client: client.shutdown(socket.SHUT_WR), None),
+    ],
+    ids=["broken", "ragged end", "end"],
+)
+def test_an_error_behind_whole_records_is_met_by_the_next_receive(behind: Any, error: Any) -> None:
+    def main() -> None:
+        ours, theirs = tcp_pair()
+        with both(lambda: (ours, theirs)) as (client, server):
+            server.sendall(b"x")
+            assert client.recv(1) == b"x", "the tickets are read: unread bytes make a close a reset"
+            client.sendall(GOOD)
+            behind(ours, client)
+            fibers.sleep(0.01)
+            received = bytearray()
+            while len(received) < len(GOOD):
+                received += server.recv(100_000)
+            assert received == GOOD
+            if error is None:
+                assert server.recv(100_000) == b""
+            else:
+                assert isinstance(raised(server.recv, 100_000), error)
 
     bounded(main)
 

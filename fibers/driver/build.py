@@ -33,6 +33,7 @@ SOURCES = [
     "tree.c",
     "objects.c",
     "operate.c",
+    "records.c",
     "stream.c",
     "socket.c",
     "locks.c",

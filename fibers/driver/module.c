@@ -1,4 +1,4 @@
-/* The native face as a module: put together from objects.c, operate.c, stream.c, socket.c, locks.c and watch.c, and handed over by fb_install(). */
+/* The native face as a module: put together from objects.c, operate.c, records.c, stream.c, socket.c, locks.c and watch.c, and handed over by fb_install(). */
 #include "native.h"
 
 int fb_install(void);
@@ -14,8 +14,8 @@ int fb_install(void)
     PyObject *module = NULL;
     int r = -1;
     if (fb_import_greenlet() == 0 && (module = PyModule_Create(&MODULE)) && fb_add_objects(module) == 0 &&
-        fb_add_operate(module) == 0 && fb_add_stream(module) == 0 && fb_add_watch(module) == 0 &&
-        fb_add_socket(module) == 0 && fb_add_locks(module) == 0)
+        fb_add_operate(module) == 0 && fb_add_records(module) == 0 && fb_add_stream(module) == 0 &&
+        fb_add_watch(module) == 0 && fb_add_socket(module) == 0 && fb_add_locks(module) == 0)
         r = PyDict_SetItemString(PyImport_GetModuleDict(), "fibers.driver.native", module);
     Py_XDECREF(module);
     if (r < 0)

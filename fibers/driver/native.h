@@ -268,6 +268,7 @@ PyObject *fb_watch_steps(Runtime *rt, PyObject *on);
 /* Each adds its types to the module: 0 or -1. */
 int fb_add_objects(PyObject *module);
 int fb_add_operate(PyObject *module);
+int fb_add_records(PyObject *module);
 int fb_add_stream(PyObject *module);
 int fb_add_watch(PyObject *module);
 int fb_add_socket(PyObject *module);

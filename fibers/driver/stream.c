@@ -208,6 +208,42 @@ static PyObject *stream_receive(Stream *s, PyObject *arg)
     return fb_receive_bytes(&s->file, f, n, s->timeout);
 }
 
+enum { CHEAP_COPY = 8192 }; /* bytes: up to here a copy costs less than a view */
+
+/* _receive_to(write, n) -> what write(data) returns, 0 at the end: data received past what is buffered, without a copy of
+ * it if it is long. `write` must neither wait nor keep it. */
+static PyObject *stream_receive_to(Stream *s, PyObject *const *argv, Py_ssize_t argc)
+{
+    PyObject *view, *written = NULL;
+    struct fb_driver *d;
+    struct fb_op op;
+    Py_ssize_t n;
+    Fiber *f;
+    if (argc != 2)
+        return PyErr_Format(PyExc_TypeError, "_receive_to(write, n)");
+    n = PyLong_AsSsize_t(argv[1]);
+    if ((n == -1 && PyErr_Occurred()) || !(f = begin(s, "recv")))
+        return NULL;
+    d = f->runtime->driver;
+    if (fb_receive(&s->file, f, FB_RECV, NULL, n, s->timeout) < 0) {
+        fb_release(d, &f->op);
+        return NULL;
+    }
+    if (f->op.res < 0)
+        return fb_op_error(f);
+    op = f->op; /* a finalizer that runs meanwhile may use the fiber's */
+    if (op.res < CHEAP_COPY)
+        view = PyBytes_FromStringAndSize(op.data, op.res);
+    else
+        view = PyMemoryView_FromMemory(op.data, op.res, PyBUF_READ);
+    if (view) {
+        written = op.res ? PyObject_CallOneArg(argv[0], view) : PyLong_FromLong(0);
+        Py_DECREF(view);
+    }
+    fb_release(d, &op);
+    return written;
+}
+
 static PyObject *stream_recv_into(Stream *s, PyObject *arg)
 {
     Py_buffer view;
@@ -914,6 +950,7 @@ static PyMethodDef STREAM_METHODS[] = {
     {"shutdown", METHOD(stream_shutdown), METH_O,
      "shutdown($self, how, /)\n--\n\nEnd one or both directions: socket.SHUT_RD, SHUT_WR, SHUT_RDWR (shutdown(2))."},
     {"_receive", METHOD(stream_receive), METH_O, NULL},
+    {"_receive_to", METHOD(stream_receive_to), METH_FASTCALL, NULL},
     {"_relay", METHOD(stream_relay), METH_FASTCALL, NULL},
     {"_offer", METHOD(stream_offer), METH_O, NULL},
     {"_begin_sending", METHOD(stream_begin_sending), METH_NOARGS, NULL},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import ssl
@@ -22,11 +23,12 @@ from fibers.driver import native
 from fibers.errors import Cancelled
 from fibers.net.drain import Drainable, Served
 from fibers.net.framed import Framed
+from fibers.net.stream import Stream
 from fibers.scope import timeout as time_limit
 from fibers.waiting import WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -87,6 +89,7 @@ class TLSStream(Framed, Drainable):
         "_closed",
         "_ended",
         "_feeding",
+        "_fetch",
         "_hungry",
         "_incoming",
         "_lenient",
@@ -118,6 +121,7 @@ class TLSStream(Framed, Drainable):
         self._below = stream
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self._fetch = fetcher(stream, self._incoming)
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
         )
@@ -177,26 +181,9 @@ class TLSStream(Framed, Drainable):
 
     def _receive(self, n: int, /) -> bytes:
         """Receive past what is buffered."""
-        if n < RECORD:
-            got: bytes = self._decrypt(n, None) if self._timeout is None else self._read(n, None)
-            self._more = len(got) == n
-            return got
-        got = self._decrypt(RECORD, None) if self._timeout is None else self._read(RECORD, None)
-        self._more = False
-        return self._gather(got, n) if n > RECORD and self._incoming.pending >= FULL and got else got
-
-    def _gather(self, first: bytes, n: int) -> bytes:
-        """Add what other whole records hold: the fewer and larger the pieces, the less each byte costs."""
-        parts, left = [first], n - len(first)
-        with contextlib.suppress(ssl.SSLError):  # the next receive meets it again
-            while left >= RECORD and self._incoming.pending >= FULL:
-                part = self._object.read(RECORD)
-                if not part:
-                    self._ended = True
-                    break
-                parts.append(part)
-                left -= len(part)
-        return b"".join(parts)
+        got: bytes = self._decrypt(n, None) if self._timeout is None else self._read(n, None)
+        self._more = len(got) == n < RECORD
+        return got
 
     def _read(self, n: int, into: memoryview | None) -> Any:
         """Decrypt within the time of one operation."""
@@ -218,7 +205,14 @@ class TLSStream(Framed, Drainable):
             if self._closed:
                 raise closed()
             try:
-                got = self._object.read(n) if into is None else self._object.read(n, into)
+                if into is not None:
+                    got = self._object.read(n, into)
+                elif n <= RECORD:
+                    got = self._object.read(n)
+                elif incoming.pending < FULL:
+                    got = self._object.read(RECORD)
+                else:
+                    got = native.read_records(self._object.read, incoming, min(n, incoming.pending), RECORD, FULL)
                 if got:
                     return got
                 self._ended = True
@@ -244,15 +238,12 @@ class TLSStream(Framed, Drainable):
             return
         self._feeding = True
         try:
-            data = self._below.recv(CHUNK)
+            if not self._fetch():
+                self._incoming.write_eof()
         finally:
             self._feeding = False
             while self._hungry:
                 self._hungry.wake_first()
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
 
     # Sending.
 
@@ -512,6 +503,21 @@ class TLSStream(Framed, Drainable):
         """Tell the version and the stream below."""
         state = "closed" if self._closed else self.version() if self._ready else "before its handshake"
         return f"<TLSStream {state} over {self._below!r}>"
+
+
+def fetcher(below: Any, incoming: ssl.MemoryBIO) -> Callable[[], int]:
+    """Make what receives from below into memory: how many bytes, 0 at the end."""
+    if type(below) is Stream:
+        if below._buffered:
+            incoming.write(below._buffered)
+            below._buffered = None
+        return functools.partial(below._receive_to, incoming.write, CHUNK)
+
+    def fetch() -> int:
+        data = below.recv(CHUNK)
+        return incoming.write(data) if data else 0
+
+    return fetch
 
 
 def closed() -> OSError:
