@@ -86,7 +86,7 @@ sanitized contract -m pytest -q -p no:cacheprovider tests/driver --ignore tests/
 
 say "the suite"
 suite_tests=()
-for name in fiber scope timeout grace run native net receives races net_races transfer fs fs_file monkey monkey_races monkey_regressions; do
+for name in fiber scope timeout grace run native net receives races net_races transfer fs fs_file tls monkey monkey_races monkey_regressions; do
     suite_tests+=("tests/test_$name.py")
 done
 sanitized suite -m pytest -q -p no:cacheprovider -k "not memory_stays_flat and not finds_no_memory" "${suite_tests[@]}" || failed+=("the suite")
