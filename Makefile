@@ -113,6 +113,7 @@ SERVERS := openssl nginx redis-server postgres=postgresql mariadbd=mariadb-serve
 # A phony order-only prerequisite: it always looks, and what follows is remade only when sources changed.
 packages:
 	@.ci/packages $(PYTHON) $(if $(filter test installed soak,$(MAKECMDGOALS)),strace socat curl openssl nginx git) \
+		$(if $(filter test installed soak stdlib,$(MAKECMDGOALS)),testsuite) \
 		$(if $(filter soak,$(MAKECMDGOALS)),clang) \
 		$(if $(filter real suites,$(MAKECMDGOALS)),$(SERVERS))
 
