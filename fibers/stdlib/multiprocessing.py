@@ -1,7 +1,7 @@
 """The semaphores that multiprocessing shares between processes, in a fiber.
 
 The kernel tells nobody but the thread that sleeps in sem_wait(3) that one can be had, and a recursive lock belongs to
-the thread that took it: so a fiber asks again and again, fifty times a second at last.
+the thread that took it: so a fiber asks again and again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
+from fibers.stdlib.time import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +22,6 @@ except (ImportError, AttributeError):  # a platform without shared semaphores
 
 __all__ = ["functions"]
 
-PAUSES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
-
 plain_acquire: Any = getattr(SemLock, "acquire", None)
 
 
@@ -30,17 +29,7 @@ def acquire(self: Any, block: bool = True, timeout: float | None = None) -> bool
     """acquire(block=True, timeout=None): as that of multiprocessing's locks; parks a fiber."""
     if not block or not native.in_fiber():
         return plain_acquire(self, block, timeout)
-    deadline = None if timeout is None else native.now() + timeout
-    n = 0
-    while not plain_acquire(self, False):
-        left = PAUSES[min(n, len(PAUSES) - 1)]
-        if deadline is not None:
-            left = min(left, deadline - native.now())
-            if left <= 0:
-                return False
-        native.sleep(left)
-        n += 1
-    return True
+    return poll(lambda: plain_acquire(self, False) or None, timeout) is not None
 
 
 def enter(self: Any) -> bool:

@@ -6,6 +6,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from fibers.driver import native
+from fibers.stdlib.time import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,26 +15,14 @@ __all__ = ["functions"]
 
 plain_sigtimedwait: Any = getattr(signal, "sigtimedwait", None)
 plain_set_wakeup_fd = signal.set_wakeup_fd
-PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 def poll_signals(sigset: Any, timeout: float | None) -> Any:
     """Wait for one of the signals, which are blocked; None after `timeout` seconds.
 
-    Only the thread that asks for it gets a signal sent to it, and nothing tells that one is pending: it is asked again
-    and again, twenty times a second at last.
+    Only the thread that asks for it gets a signal sent to it, and nothing tells that one is pending.
     """
-    deadline = None if timeout is None else native.now() + timeout
-    n = 0
-    while True:
-        found = plain_sigtimedwait(sigset, 0)
-        if found is not None:
-            return found
-        left = PAUSES[min(n, len(PAUSES) - 1)] if deadline is None else deadline - native.now()
-        if left <= 0:
-            return None
-        native.sleep(min(left, PAUSES[min(n, len(PAUSES) - 1)]))
-        n += 1
+    return poll(lambda: plain_sigtimedwait(sigset, 0), timeout)
 
 
 def sigtimedwait(sigset: Any, timeout: float, /) -> Any:
