@@ -322,9 +322,10 @@ def test_a_hosts_file_gives_addresses_of_both_families(tmp_path: Path) -> None:
     )
     (tmp_path / "program.py").write_text(HOSTS)
     mount = f"mount --bind {tmp_path}/hosts /etc/hosts && exec {sys.executable} {tmp_path}/program.py"
-    child = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", mount], capture_output=True, text=True, cwd=tmp_path
-    )
+    apart = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here, as in a container or a chroot: no hosts file of our own")
+    child = subprocess.run([*apart, "sh", "-c", mount], capture_output=True, text=True, cwd=tmp_path)
     assert child.returncode == 0, child.stderr
     first, second = child.stdout.splitlines()
     assert first == "['192.0.2.7', '2001:db8::7']"

@@ -501,6 +501,22 @@ def test_an_end_without_close_notify_is_an_error(below: Any) -> None:
     bounded(main)
 
 
+def test_an_end_without_close_notify_is_an_error_whatever_the_context_says() -> None:
+    """Contexts of Python 3.11.2 and others of that time have OP_IGNORE_UNEXPECTED_EOF."""
+    context = server_context()
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
+    def main() -> None:
+        ours, theirs = memory_stream_pair()
+        with both(lambda: (ours, theirs), server=context) as (client, server):
+            client.sendall(b"part")
+            ours.close()
+            assert server.recv(9) == b"part"
+            assert isinstance(raised(server.recv, 1), ssl.SSLEOFError)
+
+    bounded(main)
+
+
 def test_an_end_without_close_notify_can_be_taken_for_an_end() -> None:
     def main() -> None:
         ours, theirs = memory_stream_pair()

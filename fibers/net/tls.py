@@ -5,7 +5,8 @@ Rule 1: the ssl module only works on memory here: what has to wait is a receive 
 Rule 2: a cancelled receive loses nothing. A send whose record could not be sent whole breaks the sending side: records
         are numbered, none can be left out (semantics.md F7).
 Rule 3: the end of the stream below without the peer's close_notify is an attack or a careless peer: ssl.SSLEOFError, or
-        the end if suppress_ragged_eofs is set.
+        the end if suppress_ragged_eofs is set. Some Pythons (Debian 12's 3.11.2) make contexts that ignore it: that is
+        turned off on the context.
 Rule 4: no renegotiation: it is turned off on the context (TLS 1.3 has none).
 """
 
@@ -39,6 +40,7 @@ __all__ = ["TLSStream", "wrap"]
 CHUNK = 65536  # received from below at a time
 PIECE = 65536  # encrypted at a time
 RECORD = 16384  # no record holds more
+IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # OpenSSL 3
 FULL = RECORD + 2048 + 5  # nor is longer itself (RFC 5246)
 
 
@@ -116,8 +118,8 @@ class TLSStream(Framed, Drainable):
         suppress_ragged_eofs: bool,
     ) -> None:
         """Stand before the handshake."""
-        if not context.options & ssl.OP_NO_RENEGOTIATION:
-            context.options |= ssl.OP_NO_RENEGOTIATION
+        if context.options & (ssl.OP_NO_RENEGOTIATION | IGNORE_RAGGED_EOF) != ssl.OP_NO_RENEGOTIATION:
+            context.options = (context.options | ssl.OP_NO_RENEGOTIATION) & ~IGNORE_RAGGED_EOF
         self._below = stream
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
