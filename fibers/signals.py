@@ -15,6 +15,7 @@ import signal
 import threading
 from _thread import get_ident  # the thread's, patched or not
 from pathlib import Path
+from signal import signal as set_handler  # in every fiber, also in one that is a thread
 from typing import TYPE_CHECKING, Any
 
 from fibers.debug import DumpSignal
@@ -40,7 +41,7 @@ class Taken:
         """Take it over."""
         self.number = number
         self.open: list[Signals] = []
-        self.before: Any = signal.signal(number, self)
+        self.before: Any = set_handler(number, self)
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Hand the signal to the signals() that was opened last."""
@@ -52,7 +53,7 @@ class Taken:
         # Before it changes a handler signal.signal() runs the handlers of what has arrived: it is noted, not lost.
         current: object = signal.getsignal(self.number)
         if current is self:
-            signal.signal(self.number, signal.SIG_DFL if self.before is None else self.before)
+            set_handler(self.number, signal.SIG_DFL if self.before is None else self.before)
 
 
 TAKEN: dict[int, Taken] = {}

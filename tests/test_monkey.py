@@ -402,6 +402,28 @@ def test_l2_a_fiber_that_asks_for_its_thread_leaves_none_behind() -> None:
     virtual(main)
 
 
+def test_l2_a_thread_may_not_set_signal_handlers() -> None:
+    """As any but the main thread. A signal handler, which may run on top of any fiber, may; and so may signals()."""
+    before = signal.getsignal(signal.SIGUSR1)
+    handled: list[Any] = []
+
+    def handler(*_args: object) -> None:
+        handled.append(signal.signal(signal.SIGUSR1, before))
+
+    def main() -> None:
+        signal.signal(signal.SIGUSR1, handler)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            for call, argument in ((signal.set_wakeup_fd, [-1]), (signal.signal, [signal.SIGUSR1, before])):
+                assert isinstance(pool.submit(raised, call, *argument).result(), ValueError)
+            pool.submit(signal.raise_signal, signal.SIGUSR1).result()
+            pool.submit(fibers.signals, signal.SIGUSR1).result().close()
+        fibers.spawn(signal.signal, signal.SIGUSR1, before).result()
+
+    virtual(main)
+    assert handled == [handler]
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
 def test_l2_callbacks_of_the_scheduler_may_ask_for_the_current_thread(caplog: pytest.LogCaptureFixture) -> None:
     """Logging does: in on_error, on the hub, in a signal handler."""
     log = logging.getLogger("callback")
