@@ -25,6 +25,7 @@ import urllib3
 from helpers import bounded, raised
 
 import fibers
+import fibers.contrib.psycopg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -385,6 +386,36 @@ def test_psycopg_pool_waiting_for_a_connection_loses_it(address: str) -> None:
     WaitingClient.wait() expects an Exception (asyncio's pool: BaseException), so that the connection is given to it.
     """
     assert isinstance(psycopg_pool_waiting(address, threading.Semaphore(PLENTY)), psycopg_pool.PoolTimeout)
+
+
+def test_psycopg_pool_that_knows_of_fibers_does_not(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((psycopg.connection, "_INTERRUPTED"), (psycopg_pool.pool, "CLIENT_EXCEPTIONS")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    fibers.contrib.psycopg.patch()
+    assert psycopg_pool_waiting(address, threading.Semaphore(PLENTY)) is None
+
+
+def test_psycopg_pool_cancelled_while_it_checks_a_connection_takes_it_back(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg_pool.pool, "CLIENT_EXCEPTIONS", psycopg_pool.pool.CLIENT_EXCEPTIONS)
+    monkeypatch.setattr(psycopg.connection, "_INTERRUPTED", psycopg.connection._INTERRUPTED)
+    fibers.contrib.psycopg.patch()
+
+    def main() -> None:
+        wait = threading.Event()
+        checking: list[Any] = []
+
+        def check(connection: Any) -> None:
+            checking.append(connection)
+            wait.wait()
+
+        with psycopg_pool.ConnectionPool(address, min_size=1, max_size=1, check=check) as pool:
+            cancel(fibers.spawn(pool.getconn), lambda: checking)
+            wait.set()
+            pool.putconn(pool.getconn(timeout=PATIENCE))
+
+    run(main)
 
 
 def test_psycopg_pool_is_never_waited_for_under_a_semaphore_of_its_size(address: str) -> None:
