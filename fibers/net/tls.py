@@ -5,8 +5,8 @@ Rule 1: the ssl module only works on memory here: what has to wait is a receive 
 Rule 2: a cancelled receive loses nothing. A send whose record could not be sent whole breaks the sending side: records
         are numbered, none can be left out (semantics.md F7).
 Rule 3: the end of the stream below without the peer's close_notify is an attack or a careless peer: ssl.SSLEOFError, or
-        the end if suppress_ragged_eofs is set. Some Pythons (Debian 12's 3.11.2) make contexts that ignore it: that is
-        turned off on the context.
+        the end if suppress_ragged_eofs is set. Some Pythons (Debian 12's 3.11.2) make contexts that ignore it, which is
+        turned off on the context, and have another name for the error.
 Rule 4: no renegotiation: it is turned off on the context (TLS 1.3 has none).
 """
 
@@ -224,13 +224,13 @@ class TLSStream(Framed, Drainable):
                 self._feed()
             except ssl.SSLZeroReturnError:
                 self._ended = True
-            except ssl.SSLEOFError:
-                if not self._lenient:
+            except ssl.SSLError as error:
+                if not isinstance(error, ssl.SSLEOFError) and error.reason != "UNEXPECTED_EOF_WHILE_READING":
+                    self._offer_outgoing()  # the alert that tells the peer why
                     raise
+                if not self._lenient:
+                    raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, error.args[1]) from None
                 self._ended = True
-            except ssl.SSLError:
-                self._offer_outgoing()  # the alert that tells the peer why
-                raise
         return b"" if into is None else 0
 
     def _feed(self) -> None:
