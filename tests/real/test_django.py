@@ -103,7 +103,14 @@ def visits(folder: Path, settings: str, *, worker: str = OURS) -> list[Any]:
         return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"CONN_MAX_AGE": 60}, {"OPTIONS": {"pool": {"max_size": MANY}}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="closed"),
+        pytest.param({"CONN_MAX_AGE": 60}, id="kept"),
+        pytest.param({"OPTIONS": {"pool": {"max_size": MANY}}}, id="pooled"),
+    ],
+)
 def test_many_guests_at_once_find_what_they_find_on_threads(
     tmp_path: Path, postgres: Server, on_threads: list[Any], settings: dict[str, Any]
 ) -> None:
