@@ -3,7 +3,9 @@
 import _thread
 import concurrent.futures
 import contextlib
+import functools
 import gc
+import itertools
 import logging
 import os
 import pickle
@@ -829,6 +831,16 @@ def test_l6_a_thread_releases_what_a_fiber_waits_for() -> None:
         return items.get() + simple.get()
 
     assert bounded(main) == 3
+
+
+def test_a_simple_queue_is_empty_however_its_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between a look at the clock and the wait for what was left."""
+    ticks = itertools.count()
+    monkeypatch.setattr("fibers.stdlib.queue.native.now", lambda: next(ticks) * 0.0006)
+    items: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for timeout in (0, 0.0005, 0.001, 0.01):
+        with pytest.raises(queue.Empty):
+            bounded(functools.partial(items.get, timeout=timeout))
 
 
 def test_l6_two_runs_share_a_queue() -> None:

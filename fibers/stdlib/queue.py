@@ -61,9 +61,10 @@ def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
             return plain_get(self, False)
         except Empty:
             pass
-        if deadline is not None and deadline <= native.now():
+        left = None if deadline is None else deadline - native.now()
+        if left is not None and left <= 0:
             raise Empty
-        wait(self, None if deadline is None else deadline - native.now())
+        wait(self, left)
 
 
 def wait(queue: Any, seconds: float | None) -> None:
