@@ -91,7 +91,7 @@ real: $(REAL_ENV)/installed.stamp  ## real libraries, programs and servers, all 
 	mkdir -p build/run && cd build/run && FIBERS_REAL=1 $(abspath $(REAL_ENV))/bin/pytest \
 		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests/real $(ARGS)
 
-suites: $(SUITES_ENV)/installed.stamp  ## the own tests of requests, urllib3, PyMySQL and redis-py, plain and in fibers, side by side (minutes; ARGS='requests')
+suites: $(SUITES_ENV)/installed.stamp  ## the own tests of requests, urllib3, PyMySQL, psycopg 3 and redis-py, plain and in fibers, side by side (minutes; ARGS='requests')
 	mkdir -p build/run && cd build/run && $(abspath $(SUITES_ENV))/bin/python $(CURDIR)/tests/real/suites.py $(ARGS)
 
 mutants: $(VENV)/lint.stamp  ## change one line at a time and see the test of the rule that it breaks fail (minutes)
