@@ -86,7 +86,6 @@ struct fb_interest *fb_follow(struct fb_driver *d, int fd)
         return NULL;
     it->driver = d;
     it->fd = fd;
-    it->waiters.tail = &it->waiters.head;
     it->next = d->interests;
     if (d->interests)
         d->interests->prev = it;

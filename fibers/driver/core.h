@@ -121,10 +121,31 @@ struct fb_counters {
 
 struct fb_driver;
 
-/* The ops in a driver's queue, in order of arrival. */
+/* For drivers: ops in order of arrival, each in one row at a time. */
 struct fb_row {
-    struct fb_op *head, **tail;
+    struct fb_op *head, *tail; /* borrowed: their owners' */
 };
+static inline void fb_row_push(struct fb_row *row, struct fb_op *op)
+{
+    op->next = NULL;
+    op->prev = row->tail;
+    if (row->tail)
+        row->tail->next = op;
+    else
+        row->head = op;
+    row->tail = op;
+}
+static inline void fb_row_remove(struct fb_row *row, struct fb_op *op)
+{
+    if (op->prev)
+        op->prev->next = op->next;
+    else
+        row->head = op->next;
+    if (op->next)
+        op->next->prev = op->prev;
+    else
+        row->tail = op->prev;
+}
 
 /* A standing interest in what one socket has to receive: a stream that receives again and again then costs one
  * submission in its life. Nothing is read that no receive asked for. FB_RECV and FB_RECV_INTO take one: fb_attempt()

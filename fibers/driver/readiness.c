@@ -55,14 +55,9 @@ enum { WAIT = INT32_MIN, WORK, STARVE, TURN, RETRY };
 enum { NOWHERE = 0, AT_WORKERS = UINT32_MAX, IN_STARVED = UINT32_MAX - 1, IN_TURN = UINT32_MAX - 2,
        IN_RETRY = UINT32_MAX - 3, MAX_RECORDS = 1 << 30 };
 
-/* Ops in order of arrival. */
-struct row {
-    struct fb_op *head, *tail;
-};
-
 /* A descriptor that the poller knows. */
 struct record {
-    struct row waiting;       /* borrowed: their owners'. The record is freed with its last one, unless it is kept */
+    struct fb_row waiting;    /* borrowed: their owners'. The record is freed with its last one, unless it is kept */
     int fd;
     uint32_t generation;      /* part of the id: what the poller reports about an earlier use of this place is ignored */
     uint32_t link;            /* next free record, or next one whose O_NONBLOCK is ours */
@@ -88,10 +83,10 @@ struct readiness {
     uint32_t *by_fd;          /* owned: the record that was last armed for this number, or 0. A hint: arm() verifies it */
     uint32_t by_fd_cap;
     uint32_t unblocked;       /* first of the records whose O_NONBLOCK is ours */
-    struct row early;         /* completed, not yet handed over: only poll does that */
-    struct row starved;       /* receives that wait for a buffer */
-    struct row turn;          /* attempted again by the next poll */
-    struct row retry;         /* attempted again after RETRY_NS */
+    struct fb_row early;      /* completed, not yet handed over: only poll does that */
+    struct fb_row starved;    /* receives that wait for a buffer */
+    struct fb_row turn;       /* attempted again by the next poll */
+    struct fb_row retry;      /* attempted again after RETRY_NS */
     uint32_t waiting;         /* how many ops wait in records */
     uint32_t skips, asked;
     char *memory;             /* owned, mapped: buffers x buffer_size, resident only where touched */
@@ -104,36 +99,11 @@ struct readiness {
 
 static void start(struct readiness *r, struct fb_op *op);
 
-/* Rows. */
-
-static void push(struct row *row, struct fb_op *op)
-{
-    op->next = NULL;
-    op->prev = row->tail;
-    if (row->tail)
-        row->tail->next = op;
-    else
-        row->head = op;
-    row->tail = op;
-}
-
-static void unlink_op(struct row *row, struct fb_op *op)
-{
-    if (op->prev)
-        op->prev->next = op->next;
-    else
-        row->head = op->next;
-    if (op->next)
-        op->next->prev = op->prev;
-    else
-        row->tail = op->prev;
-}
-
-static void push_waiting(struct row *row, struct fb_op *op, uint32_t place)
+static void push_waiting(struct fb_row *row, struct fb_op *op, uint32_t place)
 {
     op->state = FB_WAITING;
     op->place = place;
-    push(row, op);
+    fb_row_push(row, op);
 }
 
 /* Completing: into a row of our own, as submit and cancel must hand nothing out. */
@@ -144,7 +114,7 @@ static void finish(struct readiness *r, struct fb_op *op, int32_t res)
     op->res = res;
     op->state = FB_DONE;
     op->place = NOWHERE;
-    push(&r->early, op);
+    fb_row_push(&r->early, op);
     r->base.count.completions++;
 }
 
@@ -633,7 +603,7 @@ static void lose(struct readiness *r, struct record *record)
 {
     struct fb_op *op;
     while ((op = record->waiting.head)) {
-        unlink_op(&record->waiting, op);
+        fb_row_remove(&record->waiting, op);
         r->waiting--;
         finish_early(r, op, -EBADF);
     }
@@ -767,7 +737,7 @@ static void wait_for(struct readiness *r, struct fb_op *op, struct record *recor
     }
     op->state = FB_FLYING;
     op->place = (uint32_t)(record - r->records);
-    push(&record->waiting, op);
+    fb_row_push(&record->waiting, op);
     r->waiting++;
     record->accepts += op->code == FB_ACCEPT;
 }
@@ -913,17 +883,17 @@ static void readiness_cancel(struct fb_driver *d, struct fb_op *op)
             let_go_of_fifo(op);
         return; /* it has begun, and ends with its own result */
     case IN_STARVED:
-        unlink_op(&r->starved, op);
+        fb_row_remove(&r->starved, op);
         break;
     case IN_TURN:
-        unlink_op(&r->turn, op);
+        fb_row_remove(&r->turn, op);
         break;
     case IN_RETRY:
-        unlink_op(&r->retry, op);
+        fb_row_remove(&r->retry, op);
         break;
     default:
         record = &r->records[op->place];
-        unlink_op(&record->waiting, op);
+        fb_row_remove(&record->waiting, op);
         r->waiting--;
         record->accepts -= op->code == FB_ACCEPT;
         leave(r, record);
@@ -944,7 +914,7 @@ static void wake(struct readiness *r, struct record *record, uint32_t bits)
         res = try_op(r, op, record);
         if (res == WAIT)
             continue;
-        unlink_op(&record->waiting, op);
+        fb_row_remove(&record->waiting, op);
         r->waiting--;
         record->accepts -= op->code == FB_ACCEPT;
         settle(r, op, record, res);
@@ -995,13 +965,13 @@ static void report(struct readiness *r, const struct fb_event *event)
 }
 
 /* Attempt all of a row once more; what has to go back to it goes behind. */
-static void start_row(struct readiness *r, struct row *row)
+static void start_row(struct readiness *r, struct fb_row *row)
 {
-    struct row old = *row;
+    struct fb_row old = *row;
     row->head = row->tail = NULL;
     while (old.head) {
         struct fb_op *op = old.head;
-        unlink_op(&old, op);
+        fb_row_remove(&old, op);
         start(r, op);
     }
 }
@@ -1010,7 +980,7 @@ static void feed_starved(struct readiness *r)
 {
     while (r->starved.head && r->free_count) {
         struct fb_op *op = r->starved.head;
-        unlink_op(&r->starved, op);
+        fb_row_remove(&r->starved, op);
         start(r, op);
     }
 }

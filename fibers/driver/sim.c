@@ -37,30 +37,7 @@ enum { WAIT = INT32_MIN, STARVE };
 /* op->place of an op that waits: the id of its socket, or one of these. */
 enum { NOWHERE = 0, IN_RESULTS = UINT32_MAX };
 
-/* Rows and results. */
-
-static void push(struct row *row, struct fb_op *op)
-{
-    op->next = NULL;
-    op->prev = row->tail;
-    if (row->tail)
-        row->tail->next = op;
-    else
-        row->head = op;
-    row->tail = op;
-}
-
-static void unlink_op(struct row *row, struct fb_op *op)
-{
-    if (op->prev)
-        op->prev->next = op->next;
-    else
-        row->head = op->next;
-    if (op->next)
-        op->next->prev = op->prev;
-    else
-        row->tail = op->prev;
-}
+/* Results. */
 
 static struct late *late_of(struct fb_timer *t) { return (struct late *)((char *)t - offsetof(struct late, timer)); }
 
@@ -864,7 +841,7 @@ static void start(struct sim *s, struct fb_op *op)
     }
     op->state = FB_FLYING;
     op->place = k->id;
-    push(&k->waiting, op);
+    fb_row_push(&k->waiting, op);
     if (res == STARVE)
         starve(s, k, op);
 }
@@ -884,7 +861,7 @@ static void look_at_dirty(struct sim *s)
                 starve(s, k, op);
             if (res == WAIT || res == STARVE)
                 continue;
-            unlink_op(&k->waiting, op);
+            fb_row_remove(&k->waiting, op);
             finish(s, op, res);
         }
         if (k->fd < 0)
@@ -926,7 +903,7 @@ static void take_out(struct sim *s, struct fb_op *op)
 {
     struct sock *k = s->socks[op->place];
     int32_t res = wants_all(op) && op->moved ? moved(op) : -ECANCELED;
-    unlink_op(&k->waiting, op);
+    fb_row_remove(&k->waiting, op);
     if (op->buffer >= 0 && res < 0)
         put_back(s, op);
     conclude(s, op, res);

@@ -22,10 +22,6 @@ enum type { STREAM = 0, DATAGRAM, READER, WRITER };
 enum state { FRESH = 0, LISTENING, CONNECTING, CONNECTED, DEAD };
 enum timer { ARRIVAL = 0, GIVING_UP, RESET_0, RESET_1, CONNECT, RESULT, CANCEL, FEED };
 
-struct row {
-    struct fb_op *head, *tail;
-};
-
 struct segment {
     int64_t when;             /* it arrives */
     uint32_t size;
@@ -66,7 +62,7 @@ struct sock {
     struct fb_timer timer;    /* CONNECTING: the next step */
     struct sock *dirty_next;  /* in the list of those to look at */
     struct sock *starving_next; /* in the list of those that want a buffer */
-    struct row waiting;       /* borrowed: their owners' */
+    struct fb_row waiting;    /* borrowed: their owners' */
     struct conn *conn;        /* borrowed: lives as long as one of its ends */
     struct conn *first, *last; /* a listener's queue */
     ino_t inode;

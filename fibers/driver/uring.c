@@ -242,11 +242,8 @@ static struct fb_row *row_of(struct uring *u, struct fb_op *op)
 
 static void queue_waiting(struct uring *u, struct fb_op *op)
 {
-    struct fb_row *row = row_of(u, op);
     op->state = FB_WAITING;
-    op->next = NULL;
-    *row->tail = op;
-    row->tail = &op->next;
+    fb_row_push(row_of(u, op), op);
 }
 
 static int launch(struct uring *u, struct fb_op *op)
@@ -316,8 +313,7 @@ static void arm_all(struct uring *u)
 static void tell(struct uring *u, struct fb_interest *it, int32_t res)
 {
     struct fb_op *op = it->waiters.head, *next;
-    it->waiters.head = NULL;
-    it->waiters.tail = &it->waiters.head;
+    it->waiters.head = it->waiters.tail = NULL;
     for (; op; op = next) {
         next = op->next;
         fb_complete(&u->base, op, res);
@@ -415,17 +411,6 @@ static void uring_submit(struct fb_driver *d, struct fb_op *op)
 
 static int32_t sent(const struct fb_op *op) { return op->moved > INT32_MAX ? INT32_MAX : (int32_t)op->moved; }
 
-static void unqueue_waiting(struct uring *u, struct fb_op *op)
-{
-    struct fb_row *row = row_of(u, op);
-    struct fb_op **link = &row->head;
-    while (*link != op)
-        link = &(*link)->next;
-    *link = op->next;
-    if (!*link)
-        row->tail = link;
-}
-
 static int ask_cancel(struct uring *u, uint64_t user_data)
 {
     struct io_uring_sqe *sqe = next_sqe(u);
@@ -441,7 +426,7 @@ static void uring_cancel(struct fb_driver *d, struct fb_op *op)
 {
     struct uring *u = (struct uring *)d;
     if (op->state == FB_WAITING) {
-        unqueue_waiting(u, op);
+        fb_row_remove(row_of(u, op), op);
         fb_complete(d, op, op->code == FB_SENDALL && op->moved ? sent(op) : -ECANCELED);
         return;
     }
@@ -603,14 +588,9 @@ static unsigned reap(struct uring *u)
 
 static void relaunch_row(struct uring *u, struct fb_row *row, uint32_t limit)
 {
-    while (row->head && limit--) {
-        struct fb_op *op = row->head, *next = op->next;
+    for (struct fb_op *op; (op = row->head) && limit--; fb_row_remove(row, op))
         if (!launch(u, op))
             return;
-        row->head = next;
-        if (!next)
-            row->tail = &row->head;
-    }
 }
 
 static void relaunch(struct uring *u)
@@ -844,8 +824,6 @@ struct fb_driver *fb_uring_new(const struct fb_uring_config *config, int *error,
     *step = "memory";
     if (!u)
         return NULL;
-    u->waiting.tail = &u->waiting.head;
-    u->starved.tail = &u->starved.head;
     *step = "pipe2";
     if ((*error = fb_driver_init(&u->base, &URING)) < 0)
         goto no_pipe;
