@@ -1,6 +1,7 @@
 """Receives after the first on a stream wait on its interest (fibers/driver/core.h), and behave as the first does."""
 
 import errno
+import gc
 import os
 import select
 import socket
@@ -391,3 +392,43 @@ def test_an_exception_of_the_handler_leaves_nothing_behind() -> None:
     for _ in range(3):
         assert type(raised(bounded, main)) is Boom
     assert open_fds() == before
+
+
+class Receives:
+    """Garbage whose end receives from a stream."""
+
+    def __init__(self, stream: net.Stream) -> None:
+        self.stream = stream
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.stream.recv(65536)
+
+
+def test_what_is_received_is_the_same_whatever_a_finalizer_receives_meanwhile() -> None:
+    """On Python 3.10 and 3.11 making an object may collect garbage: here while the data is still the driver's."""
+
+    def main() -> None:
+        pairs = [net.socketpair() for _ in range(2)]
+        with pairs[0][0] as a, pairs[0][1] as b, pairs[1][0] as c, pairs[1][1] as d:
+            for one, other in ((a, b), (c, d)):  # from the second receive on it is attempted at once
+                one.sendall(b"first")
+                other.recv(5)
+            got = bytearray()
+            a.sendall(b"a" * 20000)
+            c.sendall(b"c" * 20000)
+            write = got.extend
+            gc.disable()
+            Receives(d)
+            before = gc.get_threshold()
+            gc.set_threshold(1)
+            try:
+                gc.enable()
+                b._receive_to(write, 65536)
+            finally:
+                gc.enable()
+                gc.set_threshold(*before)
+            gc.collect()
+            assert got == b"a" * 20000
+
+    bounded(main)

@@ -211,12 +211,10 @@ static PyObject *stream_receive(Stream *s, PyObject *arg)
 enum { CHEAP_COPY = 8192 }; /* bytes: up to here a copy costs less than a view */
 
 /* _receive_to(write, n) -> what write(data) returns, 0 at the end: data received past what is buffered, without a copy of
- * it if it is long. `write` must neither wait nor keep it. */
+ * it if it is long. `write` must neither wait, nor keep it, nor run other Python code: ssl.MemoryBIO's. */
 static PyObject *stream_receive_to(Stream *s, PyObject *const *argv, Py_ssize_t argc)
 {
-    PyObject *view, *written = NULL;
-    struct fb_driver *d;
-    struct fb_op op;
+    PyObject *data, *written = NULL;
     Py_ssize_t n;
     Fiber *f;
     if (argc != 2)
@@ -224,23 +222,26 @@ static PyObject *stream_receive_to(Stream *s, PyObject *const *argv, Py_ssize_t 
     n = PyLong_AsSsize_t(argv[1]);
     if ((n == -1 && PyErr_Occurred()) || !(f = begin(s, "recv")))
         return NULL;
-    d = f->runtime->driver;
     if (fb_receive(&s->file, f, FB_RECV, NULL, n, s->timeout) < 0) {
-        fb_release(d, &f->op);
+        fb_release(f->runtime->driver, &f->op);
         return NULL;
     }
     if (f->op.res < 0)
         return fb_op_error(f);
-    op = f->op; /* a finalizer that runs meanwhile may use the fiber's */
-    if (op.res < CHEAP_COPY)
-        view = PyBytes_FromStringAndSize(op.data, op.res);
-    else
-        view = PyMemoryView_FromMemory(op.data, op.res, PyBUF_READ);
-    if (view) {
-        written = op.res ? PyObject_CallOneArg(argv[0], view) : PyLong_FromLong(0);
-        Py_DECREF(view);
+    if (f->op.res < CHEAP_COPY) {
+        data = PyBytes_FromStringAndSize(f->op.data, f->op.res);
+    } else {
+        /* No finalizer may run while the data is the driver's: it may receive, too, and to the same place. */
+        int collects = PyGC_Disable();
+        data = PyMemoryView_FromMemory(f->op.data, f->op.res, PyBUF_READ);
+        if (collects)
+            PyGC_Enable();
     }
-    fb_release(d, &op);
+    if (data) {
+        written = f->op.res ? PyObject_CallOneArg(argv[0], data) : PyLong_FromLong(0);
+        Py_DECREF(data);
+    }
+    fb_release(f->runtime->driver, &f->op);
     return written;
 }
 
@@ -562,24 +563,19 @@ out:
     return result;
 }
 
-/* Put back what was received and goes nowhere: the next receive gives it. Keeps the exception that is set. */
-static void put_back(Stream *s, const char *data, Py_ssize_t n)
+/* Put back what was received and goes nowhere: the next receive gives it. -1 with an exception: no memory. */
+static int put_back(Stream *s, const char *data, Py_ssize_t n)
 {
-    PyObject *type, *value, *traceback;
     Py_ssize_t before = buffered_size(s);
-    PyErr_Fetch(&type, &value, &traceback);
+    char *place;
     if (!s->buffered)
         s->buffered = PyByteArray_FromStringAndSize(NULL, 0);
-    if (s->buffered && PyByteArray_Resize(s->buffered, before + n) == 0) {
-        char *place = PyByteArray_AS_STRING(s->buffered);
-        memmove(place + n, place, (size_t)before);
-        memcpy(place, data, (size_t)n);
-        PyErr_Restore(type, value, traceback);
-        return;
-    }
-    Py_XDECREF(type); /* no memory: that is the error now */
-    Py_XDECREF(value);
-    Py_XDECREF(traceback);
+    if (!s->buffered || PyByteArray_Resize(s->buffered, before + n) < 0)
+        return -1;
+    place = PyByteArray_AS_STRING(s->buffered);
+    memmove(place + n, place, (size_t)before);
+    memcpy(place, data, (size_t)n);
+    return 0;
 }
 
 /* How much of it `to` takes at once, or -errno. Whatever is unusual is left to a send: 0. */
@@ -635,14 +631,15 @@ static PyObject *stream_relay(Stream *s, PyObject *const *argv, Py_ssize_t argc)
             continue;
         }
         if (sent >= 0) {
-            const char *rest = got ? (char *)f->op.data + sent : "";
-            PyObject *result = Py_BuildValue("(ny#)", moved + sent, rest, (Py_ssize_t)(got - sent));
+            /* First the bytes: a tuple may begin a collection, and a finalizer receive to the same place. */
+            PyObject *rest = PyBytes_FromStringAndSize(got ? (char *)f->op.data + sent : "", got - sent);
             fb_release(f->runtime->driver, &f->op);
-            return result;
+            return rest ? Py_BuildValue("(nN)", moved + sent, rest) : NULL;
         }
-        errno = -sent;
-        PyErr_SetFromErrno(PyExc_OSError);
-        put_back(s, f->op.data, got);
+        if (put_back(s, f->op.data, got) == 0) {
+            errno = -sent;
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
         fb_release(f->runtime->driver, &f->op);
         return NULL;
     }
